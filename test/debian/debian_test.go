@@ -1,0 +1,58 @@
+package debian
+
+import (
+	"archive/tar"
+	"io"
+	"testing"
+)
+
+// TestArchive downloads one small package, reads its files, and proves that
+// dependencies are those of an empty machine.
+func TestArchive(t *testing.T) {
+	a := Open(t.TempDir(), t.Output())
+	for range 2 { // the second time everything is there
+		pkgs, err := a.Fetch(t.Context(), "hostname")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(pkgs) != 1 || pkgs[0].Name != "hostname" || pkgs[0].Version == "" {
+			t.Fatalf("packages: %+v", pkgs)
+		}
+		found := false
+		err = pkgs[0].Files(t.Context(), func(h *tar.Header, r io.Reader) error {
+			if h.Name == "bin/hostname" || h.Name == "usr/bin/hostname" {
+				n, err := io.Copy(io.Discard, r)
+				found = n == h.Size && n > 0
+				return err
+			}
+			return nil
+		})
+		if err != nil || !found {
+			t.Fatalf("hostname found: %v, %v", found, err)
+		}
+	}
+	pkgs, err := a.Closure(t.Context(), "hostname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, p := range pkgs {
+		names[p.Name] = true
+	}
+	if !names["libc6"] || !names["hostname"] {
+		t.Errorf("closure of hostname lacks libc6: %v", names)
+	}
+}
+
+func TestParse(t *testing.T) {
+	a := Open("/d", io.Discard)
+	got, err := a.parse([]byte("'http://x/zlib1g_1.2-1_amd64.deb' zlib1g_1%3a1.2-1_amd64.deb 86684 MD5Sum:0\n"))
+	if err != nil || len(got) != 1 || got[0] != (Package{Name: "zlib1g", Version: "1:1.2-1", File: "/d/archives/zlib1g_1%3a1.2-1_amd64.deb"}) {
+		t.Errorf("parse: %+v, %v", got, err)
+	}
+	for _, bad := range []string{"", "noise\n", "'u' nounderscore.deb 1 x\n"} {
+		if got, err := a.parse([]byte(bad)); err == nil {
+			t.Errorf("parse(%q) = %+v, want an error", bad, got)
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package tools
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// GoBuild runs go build in the directory dir with the given arguments (flags,
+// then packages) and writes to out, as -o. The build is static and trimmed, with
+// the same flags for everything, so that all programs share one build cache: the
+// standard library is compiled once. What is being built is named in progress
+// lines, a few a minute.
+func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-v", "-trimpath", "-o", out}, args...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	fmt.Fprintf(progress, "%s: building\n", name)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting go: %w", err)
+	}
+	messages := report(progress, name, start, stderr)
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", name, err, strings.Join(messages, "\n"))
+	}
+	fmt.Fprintf(progress, "%s: built in %.0f s\n", name, time.Since(start).Seconds())
+	return nil
+}
+
+// report turns the output of go build -v into progress lines and returns the
+// lines that are neither package names nor downloads: the errors.
+func report(progress io.Writer, name string, start time.Time, stderr io.Reader) (messages []string) {
+	const every, keep = 5 * time.Second, 50
+	var modules, packages int
+	next := start.Add(every)
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		line := lines.Text()
+		switch {
+		case strings.HasPrefix(line, "go: downloading "):
+			modules++
+		case !strings.ContainsAny(line, " :\t"):
+			packages++
+		case len(messages) < keep:
+			messages = append(messages, line)
+		}
+		if now := time.Now(); now.After(next) {
+			next = now.Add(every)
+			fmt.Fprintf(progress, "%s: %.0f s, %d modules downloaded, %d packages compiled\n", name, now.Sub(start).Seconds(), modules, packages)
+		}
+	}
+	_, _ = io.Copy(io.Discard, stderr) // past a line too long for the scanner: the compiler must not wait
+	return messages
+}

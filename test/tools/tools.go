@@ -1,0 +1,222 @@
+// Package tools provides the external programs that the demo and the tests run:
+// containerd with its shim and ctr, runc, and a registry.
+//
+// The Go programs are built from the Go module proxy at the versions that
+// hack/tools/go.mod pins; runc is Debian's package, unpacked, because building it
+// needs a C compiler. Everything is cached under $XDG_CACHE_HOME/apparate/tools,
+// in directories named by version and by a hash of what they were made from, so
+// a changed pin or Go version builds anew and nothing else does. Callers in
+// several processes may ask at once: one builds, the others wait.
+package tools
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/apparate/apparate/test/debian"
+)
+
+// The programs that Ensure knows.
+const (
+	Containerd = "containerd"
+	Shim       = "containerd-shim-runc-v2"
+	Ctr        = "ctr"
+	Registry   = "registry"
+	Runc       = "runc"
+)
+
+// All lists every program, in the order in which a node starts them.
+func All() []string { return []string{Registry, Containerd, Shim, Ctr, Runc} }
+
+// group is what is built and cached as one: the commands of one module.
+type group struct {
+	name     string // of the cache directory
+	module   string // whose version names the directory
+	programs []string
+	packages []string // what to build, relative to hack/tools
+	sources  []string // our own files that the result depends on
+}
+
+func groups() []group {
+	const cmd = "github.com/containerd/containerd/v2/cmd/"
+	return []group{
+		{
+			name: "containerd", module: "github.com/containerd/containerd/v2",
+			programs: []string{Containerd, Shim, Ctr},
+			packages: []string{cmd + Containerd, cmd + Shim, cmd + Ctr},
+		},
+		{
+			name: "registry", module: "github.com/distribution/distribution/v3",
+			programs: []string{Registry}, packages: []string{"./registry"},
+			sources: []string{"registry/main.go"},
+		},
+	}
+}
+
+// CacheDir returns the directory that holds everything the demo and the tests
+// build or download: $XDG_CACHE_HOME/apparate or ~/.cache/apparate.
+func CacheDir() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("finding a cache directory (set XDG_CACHE_HOME): %w", err)
+	}
+	return filepath.Join(dir, "apparate"), nil
+}
+
+// Ensure returns the path of each named program by its name, building or
+// downloading what the cache lacks. Progress lines are written to progress.
+func Ensure(ctx context.Context, progress io.Writer, names ...string) (map[string]string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]string{}
+	for _, name := range names {
+		if name == Runc {
+			if paths[name], err = ensureRunc(ctx, progress, cache); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if paths[name] != "" {
+			continue
+		}
+		i := slices.IndexFunc(groups(), func(g group) bool { return slices.Contains(g.programs, name) })
+		if i < 0 {
+			return nil, fmt.Errorf("no program is called %q: there are %s", name, strings.Join(All(), ", "))
+		}
+		g := groups()[i]
+		dir, err := ensureGroup(ctx, progress, cache, g)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range g.programs {
+			paths[p] = filepath.Join(dir, p)
+		}
+	}
+	return paths, nil
+}
+
+// buildTags leave out what the demo and the tests do not use: snapshotters that
+// need C libraries, and the Kubernetes interface, a third of containerd's code.
+const buildTags = "no_btrfs,no_zfs,no_devmapper,no_cri"
+
+func ensureGroup(ctx context.Context, progress io.Writer, cache string, g group) (string, error) {
+	root, err := Root(ctx)
+	if err != nil {
+		return "", err
+	}
+	src := filepath.Join(root, "hack", "tools")
+	mod, err := os.ReadFile(filepath.Join(src, "go.mod"))
+	if err != nil {
+		return "", err
+	}
+	version := moduleVersion(string(mod), g.module)
+	if version == "" {
+		return "", fmt.Errorf("hack/tools/go.mod does not require %s", g.module)
+	}
+	hash := sha256.New()
+	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, buildTags)
+	for _, f := range append([]string{"go.mod", "go.sum"}, g.sources...) {
+		b, err := os.ReadFile(filepath.Join(src, f))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(hash, "%s %x\n", f, sha256.Sum256(b))
+	}
+	dir := filepath.Join(cache, "tools", fmt.Sprintf("%s-%s-%x", g.name, version, hash.Sum(nil)[:4]))
+	return dir, Make(dir, func(tmp string) error {
+		args := append([]string{"-tags", buildTags, "-ldflags", "-s -w -X " + g.module + "/version.Version=" + version}, g.packages...)
+		return GoBuild(ctx, progress, g.name+" "+version, src, tmp+string(filepath.Separator), args...)
+	})
+}
+
+// moduleVersion finds the version of module in the text of a go.mod.
+func moduleVersion(mod, module string) string {
+	for line := range strings.Lines(mod) {
+		f := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "require "))
+		if len(f) >= 2 && f[0] == module {
+			return f[1]
+		}
+	}
+	return ""
+}
+
+// ensureRunc unpacks Debian's runc. The library it needs, libseccomp2, is on
+// every Debian: apt itself depends on it.
+func ensureRunc(ctx context.Context, progress io.Writer, cache string) (string, error) {
+	dir := filepath.Join(cache, "tools", "runc-debian")
+	err := Make(dir, func(tmp string) error {
+		pkgs, err := debian.Open(filepath.Join(cache, "debian"), progress).Fetch(ctx, "runc")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(progress, "runc %s: unpacking Debian's package\n", pkgs[0].Version)
+		if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", pkgs[0].File, tmp).CombinedOutput(); err != nil {
+			return fmt.Errorf("dpkg-deb -x %s: %w: %s", pkgs[0].File, err, out)
+		}
+		if out, err := exec.CommandContext(ctx, filepath.Join(tmp, "usr/sbin/runc"), "--version").CombinedOutput(); err != nil {
+			return fmt.Errorf("Debian's runc does not run here (apt-get install libseccomp2): %w: %s", err, out)
+		}
+		return nil
+	})
+	return filepath.Join(dir, "usr/sbin/runc"), err
+}
+
+// Make fills the directory dir by calling fill with an empty directory beside
+// it and moving that into place, so dir is there whole or not at all. Where dir
+// exists nothing happens; of several callers, in any process, one fills.
+func Make(dir string, fill func(tmp string) error) (err error) {
+	if exists(dir) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", lock.Name(), err)
+	}
+	if exists(dir) { // another caller filled it while we waited
+		return nil
+	}
+	tmp := dir + ".partial"
+	if err := os.RemoveAll(tmp); err != nil { // of a caller that was killed
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := fill(tmp); err != nil {
+		return errors.Join(err, os.RemoveAll(tmp))
+	}
+	return os.Rename(tmp, dir)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// Root returns the top directory of this module, for callers below it.
+func Root(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/apparate/apparate").Output()
+	if err != nil {
+		return "", fmt.Errorf("finding the top of the repository (run this inside it): %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
