@@ -93,7 +93,7 @@ func (a *Archive) locked(ctx context.Context, names []string, get func() ([]Pack
 			return nil, err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(a.dir, "status"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(a.dir, "status"), nil, 0o644); err != nil { // nothing is installed
 		return nil, err
 	}
 	unlock, err := lock(filepath.Join(a.dir, "lock"))
