@@ -1,0 +1,112 @@
+package layer
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+
+	"github.com/apparate/apparate/snapshotter/toc"
+)
+
+const (
+	// slack is how far from the expected place a read may be and still belong to
+	// a sequence: the kernel's own read-ahead comes from two threads at times.
+	slack = 128 << 10
+	// minRun is the length of a sequence that is fetched ahead of, in reads.
+	minRun = 3
+	// streams is how many sequences are followed at the same time.
+	streams = 8
+)
+
+// readAhead notices sequential reads of large files.
+type readAhead struct {
+	first, most int64    // windows, in bytes of content
+	files       []extent // the files worth it, by address
+
+	mu      sync.Mutex
+	clock   uint64
+	streams [streams]stream
+}
+
+// extent is the address range of a file.
+type extent struct{ addr, end int64 }
+
+// stream is one sequence of reads.
+type stream struct {
+	next   int64 // where the next read is expected
+	asked  int64 // up to where bytes were asked for
+	window int64
+	run    int
+	used   uint64
+}
+
+// newReadAhead finds the files of idx that are longer than one request.
+func newReadAhead(idx *toc.Index, o Options) *readAhead {
+	r := &readAhead{first: 2 * max(o.Coalesce, slack), most: o.ReadAhead}
+	if r.most == 0 {
+		return r
+	}
+	for i := range idx.Entries {
+		if e := &idx.Entries[i]; e.Type == toc.Reg && e.Size > r.first {
+			r.files = append(r.files, extent{e.Addr, e.Addr + e.Size})
+		}
+	}
+	slices.SortFunc(r.files, func(a, b extent) int { return cmp.Compare(a.addr, b.addr) })
+	return r
+}
+
+// note takes notice of a read and returns the address up to which the layer
+// should fetch now, or 0. It asks when half of the last window is used up.
+func (r *readAhead) note(off, n int64) (until int64) {
+	end, ok := r.fileEnd(off)
+	if !ok {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clock++
+	s := r.find(off)
+	if s.used = r.clock; off+n <= s.next {
+		return 0 // again, not on
+	}
+	s.next = off + n
+	s.run++
+	if s.run < minRun || s.asked >= end || s.window > 0 && s.asked-s.next > s.window/2 {
+		return 0
+	}
+	s.window = min(max(2*s.window, r.first), r.most)
+	if until = min(s.next+s.window, end); until <= s.next {
+		return 0
+	}
+	s.asked = until
+	return until
+}
+
+// fileEnd is the end of the large file at an address.
+func (r *readAhead) fileEnd(addr int64) (int64, bool) {
+	i, found := slices.BinarySearchFunc(r.files, addr, func(x extent, a int64) int { return cmp.Compare(x.addr, a) })
+	if !found {
+		i--
+	}
+	if i < 0 || addr >= r.files[i].end {
+		return 0, false
+	}
+	return r.files[i].end, true
+}
+
+// find returns the sequence that a read at off continues, or begins one in the
+// place of the sequence heard of the longest time ago.
+func (r *readAhead) find(off int64) *stream {
+	oldest := &r.streams[0]
+	for i := range r.streams {
+		s := &r.streams[i]
+		if s.run > 0 && off >= s.next-slack && off <= s.next+slack {
+			return s
+		}
+		if s.used < oldest.used {
+			oldest = s
+		}
+	}
+	*oldest = stream{next: off}
+	return oldest
+}
