@@ -54,6 +54,9 @@ func (r *request) check(resp *http.Response) error {
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
 	case http.StatusOK:
+		if resp.ContentLength == 0 {
+			r.learn(0) // an empty blob has no ranges
+		}
 		if r.off != 0 || r.n != size {
 			return ErrNoRanges
 		}
@@ -73,23 +76,26 @@ func (r *request) check(resp *http.Response) error {
 	if t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil && strings.HasPrefix(t, "multipart/") {
 		return protocolError{errors.New("answer has several parts where one range was asked for")}
 	}
+	return r.checkRange(resp)
+}
+
+// checkRange compares what a 206 says of itself with the question.
+func (r *request) checkRange(resp *http.Response) error {
 	said := resp.Header.Get("Content-Range")
 	start, end, total, ok := parseContentRange(said)
+	if ok && r.web.cfg.learn != nil {
+		if total < 0 {
+			return errors.New("registry does not say how long the blob is")
+		}
+		r.learn(total)
+	} else if ok && total != r.web.cfg.Size {
+		return fmt.Errorf("blob has another length there: Content-Range %q, wanted %d bytes", short(said), r.web.cfg.Size)
+	}
 	if !ok || start != r.off || end != r.off+r.n-1 {
 		return protocolError{fmt.Errorf("answer is for another range: Content-Range %q", short(said))}
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != r.n {
 		return protocolError{fmt.Errorf("answer has %d bytes where %d were asked for", resp.ContentLength, r.n)}
-	}
-	if r.web.cfg.learn != nil {
-		if total < 0 {
-			return errors.New("registry does not say how long the blob is")
-		}
-		r.learn(total)
-		return nil
-	}
-	if total != size {
-		return fmt.Errorf("blob has another length there: Content-Range %q, wanted %d bytes", short(said), size)
 	}
 	return nil
 }

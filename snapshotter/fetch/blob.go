@@ -43,7 +43,7 @@ func Probe(ctx context.Context, cfg Config) (size int64, err error) {
 	cfg.learn = func(total int64) { size = total }
 	r, err := stack(cfg)(ctx, 0, 1)
 	if err != nil {
-		if size == 0 { // the registry says "bytes */0": there is no first byte
+		if size == 0 { // there is no first byte
 			return 0, nil
 		}
 		return 0, fmt.Errorf("ask for the size of a blob: %w", err)
@@ -78,16 +78,11 @@ func (b *blob) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(b.life, func() { cancel(ErrClosed) })
-	// AfterFunc runs in its own goroutine: a closed blob must refuse at once.
-	if b.life.Err() != nil {
-		cancel(ErrClosed)
-	}
 	end := func() {
 		stop()
 		cancel(errStreamClosed)
 	}
-	if ctx.Err() != nil {
-		err := b.cause(ctx, off, n)
+	if err := b.ended(ctx, off, n); err != nil {
 		end()
 		return nil, err
 	}
@@ -116,16 +111,22 @@ func CheckRange(off, n, size int64) error {
 	return nil
 }
 
-// cause is the error of a read whose context ended.
-func (b *blob) cause(ctx context.Context, off, n int64) error {
-	return &Error{Host: b.name, Range: rangeOf(off, n), Err: context.Cause(ctx)}
+// ended returns the error of a read that its context or Close ended, else nil.
+// Close is asked itself: AfterFunc tells the context in a goroutine, a bit later.
+func (b *blob) ended(ctx context.Context, off, n int64) error {
+	for _, c := range []context.Context{ctx, b.life} {
+		if c.Err() != nil {
+			return &Error{Host: b.name, Range: rangeOf(off, n), Err: context.Cause(c)}
+		}
+	}
+	return nil
 }
 
 // named returns the error that the caller sees: the context's own reason where
 // that ended the read, since the layers below only notice a broken connection.
 func (b *blob) named(ctx context.Context, err error, off, n int64) error {
-	if ctx.Err() != nil {
-		return b.cause(ctx, off, n)
+	if why := b.ended(ctx, off, n); why != nil {
+		return why
 	}
 	return err
 }
@@ -142,8 +143,8 @@ type stream struct {
 }
 
 func (s *stream) Read(p []byte) (int, error) {
-	if s.ctx.Err() != nil {
-		return 0, s.blob.cause(s.ctx, s.off, s.n)
+	if err := s.blob.ended(s.ctx, s.off, s.n); err != nil {
+		return 0, err
 	}
 	if s.left == 0 {
 		return 0, io.EOF

@@ -174,7 +174,7 @@ func (r *Registry) failBody(w *recorder, req *http.Request, f Fault, data []byte
 			part[i] = data[(start+int64(i)+1)%int64(len(data))]
 		}
 	case WrongContentRange:
-		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start+1, end+1, len(data)+1))
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start+1, end+1, len(data)))
 	case Multipart:
 		body := fmt.Sprintf("--x\r\nContent-Range: bytes %d-%d/%d\r\n\r\n%s\r\n--x--\r\n", start, end, len(data), part)
 		h.Set("Content-Type", "multipart/byteranges; boundary=x")
