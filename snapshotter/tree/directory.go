@@ -1,0 +1,154 @@
+package tree
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/apparate/apparate/snapshotter/toc"
+)
+
+// name is a name in a directory that is being merged.
+type name struct {
+	text string
+	node *Node      // nil for a whiteout
+	dir  *directory // of a directory's node, else nil
+	// layer is the topmost layer that has the name.
+	layer int
+	// below is what the layers under that one had, if they had the name.
+	below *name
+}
+
+// claim notes that a layer has the name, too.
+func (n *name) claim(layer int) {
+	if n.layer == layer {
+		return
+	}
+	below := *n
+	below.below = nil
+	n.below, n.layer = &below, layer
+}
+
+// directory is a directory that is being merged.
+type directory struct {
+	node *Node
+	// names are in the order of their first entries, mostly sorted.
+	names []*name
+	// index finds names; nil while there are few.
+	index map[string]*name
+	// opaque says that nothing from below this tree may show in it.
+	opaque bool
+	// hidden is 1 + the last layer whose hideBelowOpaque was here.
+	hidden int
+}
+
+// few is how many names are found faster without an index.
+const few = 8
+
+// get returns a name, nil if there is none.
+func (d *directory) get(text string) *name {
+	if d.index != nil {
+		return d.index[text]
+	}
+	for _, n := range d.names {
+		if n.text == text {
+			return n
+		}
+	}
+	return nil
+}
+
+// add adds a name that is not there yet.
+func (d *directory) add(n *name) {
+	d.names = append(d.names, n)
+	if d.index != nil {
+		d.index[n.text] = n
+	} else if len(d.names) > few {
+		d.reindex()
+	}
+}
+
+// reindex makes the index anew.
+func (d *directory) reindex() {
+	d.index = make(map[string]*name, 2*len(d.names))
+	for _, n := range d.names {
+		d.index[n.text] = n
+	}
+}
+
+// keepOnly removes the names that are not of the given layer.
+func (d *directory) keepOnly(layer int) {
+	before := len(d.names)
+	d.names = slices.DeleteFunc(d.names, func(n *name) bool { return n.layer != layer })
+	if d.index != nil && len(d.names) < before {
+		d.reindex()
+	}
+	for _, n := range d.names {
+		n.below = nil
+	}
+}
+
+// finish puts the children and the link counts into the nodes.
+func (m *merger) finish(keepWhiteouts bool) {
+	var whiteout *Node
+	if keepWhiteouts {
+		whiteout = &Node{Type: toc.Char}
+	}
+	m.root.node.Nlink = 2
+	todo := []*directory{m.root}
+	for len(todo) > 0 {
+		d := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		children := make([]Child, 0, len(d.names))
+		for _, n := range d.names {
+			node := n.node
+			switch {
+			case n.dir != nil:
+				node.Nlink = 2
+				d.node.Nlink++
+				todo = append(todo, n.dir)
+			case node != nil:
+				node.Nlink++
+			case whiteout != nil:
+				node = whiteout
+				node.Nlink++
+			default:
+				continue
+			}
+			children = append(children, Child{Name: n.text, Node: node})
+		}
+		slices.SortFunc(children, func(a, b Child) int { return strings.Compare(a.Name, b.Name) })
+		d.node.Children = children
+		if d.opaque && keepWhiteouts {
+			d.node.Xattrs = union(d.node.Xattrs, map[string][]byte{opaqueXattr: []byte(opaqueValue)})
+		}
+	}
+}
+
+// slab allocates nodes and names many at a time.
+type slab struct {
+	nodes []Node
+	names []name
+}
+
+// slabSize is how many are allocated at a time.
+const slabSize = 256
+
+// node returns a node.
+func (s *slab) node() *Node {
+	if len(s.nodes) == 0 {
+		s.nodes = make([]Node, slabSize)
+	}
+	n := &s.nodes[0]
+	s.nodes = s.nodes[1:]
+	return n
+}
+
+// name returns a name.
+func (s *slab) name() *name {
+	if len(s.names) == 0 {
+		s.names = make([]name, slabSize)
+	}
+	n := &s.names[0]
+	s.names = s.names[1:]
+	return n
+}
