@@ -159,7 +159,7 @@ func (b *batch) extend(next int, until int64) {
 	l := b.l
 	upto := next
 	if until > 0 {
-		upto = l.memberAt(until)
+		upto = l.memberAt(until-1) + 1 // the one that holds the last byte, too
 	}
 	ahead := int64(0)
 	for m := next; m < len(l.idx.Members); m++ {
