@@ -268,9 +268,10 @@ var (
 	urlQuery = regexp.MustCompile(`(https?://[^\s"'?]*)\?[^\s"']*`)
 	urlUser  = regexp.MustCompile(`(https?://)[^\s"'/@]*@`)
 	bearer   = regexp.MustCompile(`(?i)\b(basic|bearer) +[A-Za-z0-9+/=._~-]{8,}`)
-	secret   = regexp.MustCompile(`(?i)(password|passwd|secret|token|signature|credential)("?\s*[=:]\s*"?)[^\s"',;&]+`)
-	// longWord is longer than a digest with its algorithm: a token, most likely.
-	longWord = regexp.MustCompile(`[^\s"']{100,}`)
+	// secret has the forms key=value and "key": "value".
+	secret = regexp.MustCompile(`(?i)((?:password|passwd|secret|token|signature|credential)(?:\s*=\s*"?|"\s*:\s*"))[^\s"',;&]+`)
+	// longWord is longer than a digest: a token, most likely.
+	longWord = regexp.MustCompile(`[A-Za-z0-9+_.=~-]{72,}`)
 )
 
 // redact removes from s what may be a credential or the query of a signed URL.
@@ -278,7 +279,7 @@ func redact(s string) string {
 	s = urlQuery.ReplaceAllString(s, "$1")
 	s = urlUser.ReplaceAllString(s, "$1")
 	s = bearer.ReplaceAllString(s, "$1 ***")
-	s = secret.ReplaceAllString(s, "$1$2***")
+	s = secret.ReplaceAllString(s, "$1***")
 	return longWord.ReplaceAllString(s, "***")
 }
 
@@ -309,7 +310,16 @@ type cleaned struct {
 func (c cleaned) Error() string { return c.text }
 func (c cleaned) Unwrap() error { return c.err }
 
-// clean returns err without URLs' queries and credentials in its text.
+// Redact returns err with a text that has no credentials and no queries of URLs,
+// which may be signatures; errors.Is and errors.As still find what it wraps.
+func Redact(err error) error {
+	if err == nil {
+		return nil
+	}
+	return clean(err)
+}
+
+// clean is Redact for errors of net/http, whose URL an *Error has already.
 func clean(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok && err == error(u) {
 		err = u.Err // Host and Range name the request already

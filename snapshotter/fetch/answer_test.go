@@ -77,6 +77,7 @@ func TestRedact(t *testing.T) {
 		`{"token": "abcdef"}`:                             `{"token": "***"}`,
 		"password=hunter2, user=x":                        "password=***, user=x",
 		"Your authorization token has expired":            "Your authorization token has expired",
+		"fetch token: unexpected status":                  "fetch token: unexpected status",
 		"no basic auth credentials":                       "no basic auth credentials",
 		"x " + strings.Repeat("y", 200) + " z":            "x *** z",
 		"sha256:" + strings.Repeat("0", 64):               "sha256:" + strings.Repeat("0", 64),
