@@ -102,7 +102,7 @@ func python() recipe {
 import numpy as np
 
 a = np.arange(10000, dtype=np.int64).reshape(100, 100)
-print("trace", int(np.trace(a @ a.T)), "det", round(np.linalg.det(2 * np.eye(50))), flush=True)
+print("trace", int(np.trace(a @ a.T)), "sum", round(np.linalg.solve(2 * np.eye(50), np.ones(50)).sum(), 6), flush=True)
 while True:
     time.sleep(60)
 `
@@ -118,8 +118,8 @@ while True:
 		}, {name: "python-app", files: []file{{path: "app/"}, {path: "app/main.py", text: program}}}},
 		env:        map[string]string{"PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"},
 		entrypoint: []string{"python3", "/app/main.py"},
-		// The sum of the squares below 10000, and two to the power of 50.
-		spec: Spec{Repository: "python", Line: "trace 333283335000 det 1125899906842624"},
+		// The sum of the squares below 10000, and fifty halves.
+		spec: Spec{Repository: "python", Line: "trace 333283335000 sum 25.0"},
 	}
 }
 

@@ -79,6 +79,22 @@ func (c *Container) WaitLine(ctx context.Context, line string) error {
 	}
 }
 
+// WaitPage waits until the server in the container answers url with body.
+func (c *Container) WaitPage(ctx context.Context, url, body string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- WaitPage(ctx, url, body) }()
+	select {
+	case err := <-served:
+		return err
+	case <-c.done:
+		cancel()
+		<-served
+		return c.ended()
+	}
+}
+
 // Done is closed when the container has ended; then Err says how.
 func (c *Container) Done() <-chan struct{} { return c.done }
 

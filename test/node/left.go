@@ -58,7 +58,7 @@ func killLeft(dirs ...string) error {
 	}
 }
 
-// processes lists the living processes that name one of dirs as a path.
+// processes lists the living processes that name one of dirs, or a path below it.
 func processes(dirs ...string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -72,7 +72,7 @@ func processes(dirs ...string) ([]int, error) {
 		}
 		line := commandLine(pid) // empty for a zombie, which is no one's to kill
 		for _, dir := range dirs {
-			if strings.Contains(line, dir+"/") && ours(line) {
+			if (strings.Contains(line, dir+"/") || strings.Contains(line+" ", dir+" ")) && ours(line) {
 				pids = append(pids, pid)
 				break
 			}
@@ -86,10 +86,36 @@ func processes(dirs ...string) ([]int, error) {
 func ours(line string) bool {
 	program, _, _ := strings.Cut(line, " ")
 	switch base := filepath.Base(program); base {
-	case "containerd", "containerd-shim-runc-v2", "runc", "ctr", "apparate":
+	case "containerd", "containerd-shim-runc-v2", "runc", "ctr", "apparate", "exe": // exe: a program that ran itself again
 		return true
 	}
 	return false
+}
+
+// SnapshotterMemory is the resident memory of the snapshotter's processes, in
+// bytes: of the holder and of the one that does the work.
+func (n *Node) SnapshotterMemory() (int64, error) {
+	pids, err := processes(n.SnapshotterSocket(), n.SnapshotterRoot())
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) >= 2 && f[0] == "VmRSS:" {
+				kib, err := strconv.ParseInt(f[1], 10, 64)
+				if err != nil {
+					return 0, err
+				}
+				sum += kib << 10
+			}
+		}
+	}
+	return sum, nil
 }
 
 func commandLine(pid int) string {

@@ -96,7 +96,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	var err error
 	// containerd looks for the shim beside itself first, and then in PATH.
-	n.containerd, err = startProcess("containerd", n.logFile("containerd"), n.o.Tools[tools.Containerd], "--config", config, "--log-level", "info")
+	n.containerd, err = startProcess("containerd", n.logFile("containerd"), n.o.Tools[tools.Containerd], "--config", config, "--log-level", "warn")
 	if err != nil {
 		return err
 	}

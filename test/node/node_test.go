@@ -74,7 +74,9 @@ func TestNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitReady(t, c, fmt.Sprintf("http://127.0.0.1:%d%s", port, spec.Path), spec.Body)
+	if err := c.WaitPage(ctx, fmt.Sprintf("http://127.0.0.1:%d%s", port, spec.Path), spec.Body); err != nil {
+		t.Fatal(err)
+	}
 	m, err := c.RootMount(ctx)
 	if err != nil || m.Type != "overlay" || len(m.Lowers) != 3 || strings.Contains(m.String(), "unknown") {
 		t.Errorf("root mount: %v %v, %v", m, m.Lowers, err)
@@ -108,22 +110,5 @@ func TestNode(t *testing.T) {
 	}
 	if err := left.WaitLine(ctx, "up"); err != nil {
 		t.Error(err)
-	}
-}
-
-// waitReady waits for a page, or for the container's early end.
-func waitReady(t *testing.T, c *Container, url, body string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	go func() { // ends with the page or the container
-		select {
-		case <-c.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if err := WaitPage(ctx, url, body); err != nil {
-		t.Fatalf("%v; the container: %s", err, c.Output())
 	}
 }

@@ -19,7 +19,7 @@ import (
 func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-v", "-trimpath", "-o", out}, args...)...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Env = buildEnv()
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -36,6 +36,9 @@ func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, arg
 	fmt.Fprintf(progress, "%s: built in %.0f s\n", name, time.Since(start).Seconds())
 	return nil
 }
+
+// buildEnv is the environment of all builds.
+func buildEnv() []string { return append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off") }
 
 // report turns the output of go build -v into progress lines and returns the
 // lines that are neither package names nor downloads: the errors.

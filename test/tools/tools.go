@@ -112,33 +112,70 @@ func Ensure(ctx context.Context, progress io.Writer, names ...string) (map[strin
 const buildTags = "no_btrfs,no_zfs,no_devmapper,no_cri"
 
 func ensureGroup(ctx context.Context, progress io.Writer, cache string, g group) (string, error) {
+	p, err := locate(ctx, cache, g)
+	if err != nil {
+		return "", err
+	}
+	return p.dir, Make(p.dir, func(tmp string) error {
+		args := append([]string{"-tags", buildTags, "-ldflags", "-s -w -X " + g.module + "/version.Version=" + p.version}, g.packages...)
+		return GoBuild(ctx, progress, g.name+" "+p.version, p.source, tmp+string(filepath.Separator), args...)
+	})
+}
+
+// place is where a group is built and kept.
+type place struct{ source, dir, version string }
+
+// locate reads the pinned version of a group and hashes what it is made from.
+func locate(ctx context.Context, cache string, g group) (place, error) {
 	root, err := Root(ctx)
 	if err != nil {
-		return "", err
+		return place{}, err
 	}
-	src := filepath.Join(root, "hack", "tools")
-	mod, err := os.ReadFile(filepath.Join(src, "go.mod"))
-	if err != nil {
-		return "", err
-	}
-	version := moduleVersion(string(mod), g.module)
-	if version == "" {
-		return "", fmt.Errorf("hack/tools/go.mod does not require %s", g.module)
-	}
+	p := place{source: filepath.Join(root, "hack", "tools")}
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, buildTags)
 	for _, f := range append([]string{"go.mod", "go.sum"}, g.sources...) {
-		b, err := os.ReadFile(filepath.Join(src, f))
+		b, err := os.ReadFile(filepath.Join(p.source, f))
 		if err != nil {
-			return "", err
+			return place{}, err
+		}
+		if f == "go.mod" {
+			p.version = moduleVersion(string(b), g.module)
 		}
 		fmt.Fprintf(hash, "%s %x\n", f, sha256.Sum256(b))
 	}
-	dir := filepath.Join(cache, "tools", fmt.Sprintf("%s-%s-%x", g.name, version, hash.Sum(nil)[:4]))
-	return dir, Make(dir, func(tmp string) error {
-		args := append([]string{"-tags", buildTags, "-ldflags", "-s -w -X " + g.module + "/version.Version=" + version}, g.packages...)
-		return GoBuild(ctx, progress, g.name+" "+version, src, tmp+string(filepath.Separator), args...)
-	})
+	if p.version == "" {
+		return place{}, fmt.Errorf("hack/tools/go.mod does not require %s", g.module)
+	}
+	p.dir = filepath.Join(cache, "tools", fmt.Sprintf("%s-%s-%x", g.name, p.version, hash.Sum(nil)[:4]))
+	return p, nil
+}
+
+// Download fetches the modules of the named programs that are still to be built,
+// so that the network works while the processor is busy with something else.
+func Download(ctx context.Context, names ...string) error {
+	cache, err := CacheDir()
+	if err != nil {
+		return err
+	}
+	for _, g := range groups() {
+		if !slices.Contains(names, g.programs[0]) {
+			continue
+		}
+		p, err := locate(ctx, cache, g)
+		if err != nil {
+			return err
+		}
+		if exists(p.dir) {
+			continue
+		}
+		cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-deps", "-tags", buildTags}, g.packages...)...)
+		cmd.Dir, cmd.Env = p.source, buildEnv()
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("downloading the modules of %s: %w: %s", g.name, err, out)
+		}
+	}
+	return nil
 }
 
 // moduleVersion finds the version of module in the text of a go.mod.

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/sys/unix"
+
+	"github.com/apparate/apparate/test/images"
+	"github.com/apparate/apparate/test/link"
+	"github.com/apparate/apparate/test/node"
+	"github.com/apparate/apparate/test/tools"
+)
+
+const (
+	plainTag = "v1"
+	lazyTag  = plainTag + "-apparate"
+)
+
+// startLimit is when a start is given up, from the pull request on.
+const startLimit = 2 * time.Minute
+
+// bench is a running registry with everything to measure on it.
+type bench struct {
+	options
+	prepared
+	progress io.Writer
+	dir      string // of all state; removed at the end
+	registry *node.Registry
+}
+
+// measureAll converts and starts every image.
+func measureAll(ctx context.Context, progress io.Writer, o options, p prepared) (_ results, err error) {
+	cache, err := tools.CacheDir()
+	if err != nil {
+		return results{}, err
+	}
+	// Not in /tmp, which may be memory: this is the disk that images are unpacked to.
+	dir, err := os.MkdirTemp(cache, "demo-")
+	if err != nil {
+		return results{}, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r, err := node.StartRegistry(ctx, p.tools[tools.Registry], filepath.Join(dir, "registry"))
+	if err != nil {
+		return results{}, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	b := &bench{options: o, prepared: p, progress: progress, dir: dir, registry: r}
+
+	fmt.Fprintf(progress, "link: checking %d Mbit/s and %v\n", o.mbits, o.rtt)
+	if err := link.Check(ctx, o.mbits*1e6, o.rtt); err != nil {
+		return results{}, err
+	}
+	var all results
+	for _, s := range p.images {
+		one, err := b.image(ctx, s, &all)
+		if err != nil {
+			return results{}, fmt.Errorf("image %s: %w", s.name, err)
+		}
+		all.Images = append(all.Images, one)
+	}
+	all.Convert.finish()
+	return all, nil
+}
+
+// image pushes, converts and checks one image and starts it both ways.
+func (b *bench) image(ctx context.Context, s source, all *results) (imageResult, error) {
+	one := imageResult{Name: s.name}
+	var err error
+	if one.SizeBytes, err = imageSize(s.img); err != nil {
+		return one, err
+	}
+	plain := b.registry.Addr + "/" + s.spec.Repository + ":" + plainTag
+	ref, err := name.NewTag(plain)
+	if err != nil {
+		return one, err
+	}
+	fmt.Fprintf(b.progress, "%s: pushing %.1f MB to the registry\n", s.name, mb(one.SizeBytes))
+	if err := remote.Write(ref, s.img, remote.WithContext(ctx)); err != nil {
+		return one, err
+	}
+	start := time.Now()
+	if err := b.run(ctx, "convert", plain); err != nil {
+		return one, err
+	}
+	all.Convert.add(one.SizeBytes, time.Since(start))
+	if err := b.run(ctx, "check", b.registry.Addr+"/"+s.spec.Repository+":"+lazyTag); err != nil {
+		return one, err
+	}
+	if one.Eager, err = b.start(ctx, s, plainTag, node.Overlayfs); err != nil {
+		return one, fmt.Errorf("eager start: %w", err)
+	}
+	lazy, err := b.start(ctx, s, lazyTag, node.Apparate)
+	if err != nil {
+		return one, fmt.Errorf("lazy start: %w", err)
+	}
+	one.Lazy = lazyResult{startResult: lazy, Fraction: float64(lazy.Bytes) / float64(one.SizeBytes)}
+	one.Ratio = one.Eager.Seconds / one.Lazy.Seconds
+	all.Snapshotter.RSSBytes = max(all.Snapshotter.RSSBytes, lazy.rss)
+	return one, nil
+}
+
+// run runs our own program and shows its output as progress.
+func (b *bench) run(ctx context.Context, args ...string) error {
+	fmt.Fprintf(b.progress, "apparate %s\n", strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, b.apparate, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
+	if len(out) > 0 {
+		for line := range strings.Lines(strings.TrimSpace(string(out)) + "\n") {
+			fmt.Fprintf(b.progress, "    %s", line)
+		}
+	}
+	if err != nil {
+		return errors.Join(ctx.Err(), fmt.Errorf("apparate %s: %w: %s", args[0], err, strings.TrimSpace(string(out))))
+	}
+	return nil
+}
+
+// start measures one start of an image on a node of its own.
+func (b *bench) start(ctx context.Context, s source, tag, snapshotter string) (_ startResult, err error) {
+	l, err := link.New(b.registry.Addr, b.mbits*1e6, b.rtt)
+	if err != nil {
+		return startResult{}, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	o := node.Options{Dir: filepath.Join(b.dir, s.name+"-"+snapshotter), Tools: b.tools, Registries: []string{l.Addr()}}
+	if snapshotter == node.Apparate {
+		o.Snapshotter = b.apparate
+	}
+	n, err := node.Start(ctx, o)
+	if err != nil {
+		return startResult{}, err
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			n.WriteLogs(os.Stderr)
+		}
+		err = errors.Join(err, n.Close())
+	}()
+	if err := b.dropCaches(); err != nil {
+		return startResult{}, err
+	}
+	port, err := node.FreePort()
+	if err != nil {
+		return startResult{}, err
+	}
+	limited, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	began := time.Now()
+	c, err := startContainer(limited, n, l.Addr()+"/"+s.spec.Repository+":"+tag, snapshotter, s, port)
+	if err != nil {
+		return startResult{}, err
+	}
+	took := time.Since(began)
+	down, _ := l.Bytes()
+	m, err := c.RootMount(ctx)
+	if err != nil {
+		return startResult{}, err
+	}
+	r := startResult{Seconds: took.Seconds(), Bytes: down, RootMount: m.String()}
+	if snapshotter == node.Apparate {
+		if r.rss, err = n.SnapshotterMemory(); err != nil {
+			return startResult{}, err
+		}
+	}
+	fmt.Fprintf(b.progress, "%s on %s: ready after %.2f s, %.1f MB fetched, root is %s\n", s.name, snapshotter, r.Seconds, mb(r.Bytes), r.RootMount)
+	return r, c.Stop(ctx)
+}
+
+// startContainer pulls and runs an image and returns once it has answered.
+func startContainer(ctx context.Context, n *node.Node, ref, snapshotter string, s source, port int) (*node.Container, error) {
+	if err := n.Pull(ctx, ref, snapshotter); err != nil {
+		return nil, err
+	}
+	c, err := n.Run(ctx, ref, snapshotter, s.name, []string{fmt.Sprintf("%s=%d", images.PortVariable, port)})
+	if err != nil {
+		return nil, err
+	}
+	if s.spec.Line != "" {
+		return c, c.WaitLine(ctx, s.spec.Line)
+	}
+	return c, c.WaitPage(ctx, fmt.Sprintf("http://127.0.0.1:%d%s", port, s.spec.Path), s.spec.Body)
+}
+
+// dropCaches empties the page cache, and reads back the programs that every
+// start runs: a real node has them in memory.
+func (b *bench) dropCaches() error {
+	d, err := os.Open(b.dir)
+	if err != nil {
+		return err
+	}
+	// Only clean pages are dropped. syncfs, because sync waits for every file
+	// system of the machine.
+	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return err
+	}
+	for _, path := range append([]string{b.apparate}, toolFiles(b.tools)...) {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func toolFiles(paths map[string]string) []string {
+	var files []string
+	for _, name := range tools.All() {
+		files = append(files, paths[name])
+	}
+	return files
+}
+
+// imageSize is what a full pull fetches: manifest, config and layers, in bytes.
+func imageSize(img v1.Image) (int64, error) {
+	size, err := img.Size()
+	if err != nil {
+		return 0, err
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return 0, err
+	}
+	size += m.Config.Size
+	for _, l := range m.Layers {
+		size += l.Size
+	}
+	return size, nil
+}
