@@ -12,7 +12,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -189,7 +188,7 @@ func (r *request) broken(at *hop, err error) *Error {
 		// What the transport reports is only that somebody cancelled.
 		err = context.Cause(r.ctx)
 	}
-	e := r.fail(at, clean(err))
+	e := r.fail(at, Redact(err))
 	e.Temporary = true
 	if isTLS(err) {
 		e.Temporary = false
@@ -315,14 +314,6 @@ func (c cleaned) Unwrap() error { return c.err }
 func Redact(err error) error {
 	if err == nil {
 		return nil
-	}
-	return clean(err)
-}
-
-// clean is Redact for errors of net/http, whose URL an *Error has already.
-func clean(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok && err == error(u) {
-		err = u.Err // Host and Range name the request already
 	}
 	if text := redact(err.Error()); text != err.Error() {
 		return cleaned{text, err}

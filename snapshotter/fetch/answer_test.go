@@ -90,7 +90,7 @@ func TestRedact(t *testing.T) {
 		t.Errorf("short = %q", got)
 	}
 	cause := errors.New("https://h/p?sig=1")
-	if err := clean(cause); !errors.Is(err, cause) || err.Error() != "https://h/p" {
-		t.Errorf("clean = %v", err)
+	if err := Redact(cause); !errors.Is(err, cause) || err.Error() != "https://h/p" {
+		t.Errorf("Redact = %v", err)
 	}
 }

@@ -29,7 +29,7 @@ func (m *mirrors) open(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		webs, best, err := m.endpoints(ctx)
 		if err != nil {
 			// A context that ends here is the read's own: retry tells it apart.
-			return nil, &Error{Host: m.cfg.Name, Range: rangeOf(off, n), Temporary: ctx.Err() != nil, Err: clean(err)}
+			return nil, &Error{Host: m.cfg.Name, Range: rangeOf(off, n), Temporary: ctx.Err() != nil, Err: Redact(err)}
 		}
 		r, err := m.try(ctx, webs, best, off, n)
 		if err == nil {

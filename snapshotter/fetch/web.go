@@ -38,7 +38,7 @@ type hop struct {
 func newWeb(cfg Config, ep Endpoint) (*web, error) {
 	u, err := url.Parse(ep.URL)
 	if err != nil {
-		return nil, fmt.Errorf("address of a registry: %w", clean(err))
+		return nil, fmt.Errorf("address of a registry: %w", Redact(err))
 	}
 	base := ep.Client
 	if base == nil {
@@ -182,7 +182,7 @@ func (r *request) ask(at *hop) (*http.Response, error) {
 	err = r.web.ep.Challenge(r.ctx, []*http.Response{resp})
 	stop()
 	if err != nil {
-		e := r.fail(at, fmt.Errorf("%w%s", clean(err), said))
+		e := r.fail(at, fmt.Errorf("%w%s", Redact(err), said))
 		e.Status = http.StatusUnauthorized
 		e.Err = refusal{e.Err}
 		return nil, e
@@ -212,7 +212,7 @@ func port(u *url.URL) string {
 func (r *request) send(at *hop) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, at.url.String(), nil)
 	if err != nil {
-		return nil, r.fail(at, clean(err))
+		return nil, r.fail(at, Redact(err))
 	}
 	stop := r.wait(r.web.cfg.HeaderTimeout, "no answer")
 	defer stop()
@@ -238,6 +238,9 @@ func (r *request) send(at *hop) (*http.Response, error) {
 	resp, err := r.web.client.Do(req)
 	if err != nil {
 		x.end(nil)
+		if u, ok := errors.AsType[*url.Error](err); ok {
+			err = u.Err // Host and Range name the request already
+		}
 		return nil, r.broken(at, err)
 	}
 	resp.Body = &reported{ReadCloser: resp.Body, x: x, resp: resp}

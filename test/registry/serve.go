@@ -84,19 +84,22 @@ func (r *Registry) serveBlob(w *recorder, req *http.Request, d string, fault Fau
 		ociError(w, http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry")
 		return
 	}
-	data, err := io.ReadAll(rc)
-	_ = rc.Close() // memory
-	if err != nil {
-		ociError(w, http.StatusInternalServerError, "UNKNOWN", err.Error())
-		return
-	}
+	defer func() { _ = rc.Close() }() // memory
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Docker-Content-Digest", d)
-	if fault != "" {
-		r.fail(w, req, fault, data)
+	if content, ok := rc.(io.ReadSeeker); ok && fault == "" {
+		http.ServeContent(w, req, "", time.Time{}, content) // without a copy of the blob
 		return
 	}
-	http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
+	data, err := io.ReadAll(rc)
+	switch {
+	case err != nil:
+		ociError(w, http.StatusInternalServerError, "UNKNOWN", err.Error())
+	case fault != "":
+		r.fail(w, req, fault, data)
+	default:
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
+	}
 }
 
 // challenge is the answer to a request without good credentials.
