@@ -1,0 +1,70 @@
+# Every target is a line of `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+GO ?= go
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/apparate
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+TESTFLAGS ?=
+
+.PHONY: help
+help: ## show this menu
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/apparate
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/apparate
+
+.PHONY: demo
+demo: ## convert two images, start each eagerly and lazily over 200 Mbit/s, compare (root)
+	$(GO) run ./test/demo
+
+.PHONY: images
+images: ## assemble the demo's images from Debian packages into the cache
+	$(GO) run ./test/demo --images-only
+
+.PHONY: test
+test: unit interop e2e ## everything that must pass, on a bare machine (root)
+
+.PHONY: unit
+unit: ## packages with real FUSE and EROFS, under the race detector (root)
+	$(GO) test -race -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -v /test/e2e)
+
+.PHONY: e2e
+e2e: build ## real containerd, runc and registry against the built binary (root)
+	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/e2e
+
+.PHONY: interop
+interop: ## stargz-snapshotter's own reader mounts our images
+	cd test/interop && $(GO) test -timeout 10m $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: ## benchmarks of conversion, indexing and the read path
+	$(GO) test -run '^$$' -bench . -benchmem ./snapshotter/... ./converter/...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (default 20s)
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) $$p; done; done
+
+.PHONY: lint
+lint: $(GOLANGCI) ## golangci-lint at the pinned version, formatting, go.mod
+	$(GOLANGCI) run --timeout 10m ./...
+	@$(GO) mod tidy -diff
+	@$(GO) mod verify >/dev/null
+
+$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (some minutes, once)"
+	@mkdir -p $(@D)
+	GOBIN=$(@D) GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+.PHONY: generate
+generate: ## nothing is generated yet
+	$(GO) generate ./...
+
+.PHONY: clean
+clean: ## remove what the targets wrote here (the cache outside stays)
+	rm -rf bin out

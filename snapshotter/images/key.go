@@ -1,0 +1,61 @@
+package images
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/apparate/apparate/snapshotter/toc"
+)
+
+// Key names a layer: its blob digest and the first 16 hex digits of its TOC
+// digest. The TOC is part of the name because it decides the layout of the
+// layer's address space: two manifests that pair one blob with different TOCs
+// must not share a cache entry.
+type Key string
+
+// KeyOf returns the key of the layer with these digests, both sha256.
+func KeyOf(blob, tocDigest digest.Digest) (Key, error) {
+	if tocDigest == "" {
+		return "", toc.ErrNoDigest
+	}
+	for _, d := range []digest.Digest{blob, tocDigest} {
+		if err := d.Validate(); err != nil {
+			return "", fmt.Errorf("layer digest %q: %w", d, err)
+		}
+		if d.Algorithm() != digest.SHA256 {
+			return "", errors.New("layer digest " + d.String() + ": only sha256 is supported")
+		}
+	}
+	return Key(blob.Encoded() + "-" + tocDigest.Encoded()[:16]), nil
+}
+
+// Node is the FUSE node id of the layer's data, and its file name in
+// hexadecimal. It follows from the key alone, so that a daemon started anew
+// answers to the ids its predecessor gave out. 0 and 1 are FUSE's own.
+func (k Key) Node() uint64 {
+	h := sha256.Sum256([]byte(k))
+	n := binary.BigEndian.Uint64(h[:]) >> 1
+	if n < 2 {
+		n += 2
+	}
+	return n
+}
+
+// File is the name of the layer's data in the FUSE file system.
+func (k Key) File() string { return fileName(k.Node()) }
+
+func fileName(node uint64) string { return fmt.Sprintf("%016x", node) }
+
+// imageID names a chain of layers, bottom first, and how it was merged.
+func imageID(keys []Key, keepWhiteouts bool) string {
+	h := sha256.New()
+	for _, k := range keys {
+		_, _ = fmt.Fprintln(h, k) // a hash never fails
+	}
+	_, _ = fmt.Fprintln(h, keepWhiteouts)
+	return fmt.Sprintf("%x", h.Sum(nil)[:16])
+}

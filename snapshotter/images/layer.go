@@ -1,0 +1,216 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/apparate/apparate/snapshotter/layer"
+	"github.com/apparate/apparate/snapshotter/source"
+	"github.com/apparate/apparate/snapshotter/toc"
+)
+
+// Files of a layer in its cache directory.
+const (
+	tocFile    = "toc"
+	recordFile = "layer.json"
+)
+
+// record is what layer.json holds: all that is needed to serve the layer
+// again after a restart. It has no credentials.
+type record struct {
+	Ref       string        `json:"ref"`
+	Digest    digest.Digest `json:"digest"`
+	TOCDigest digest.Digest `json:"tocDigest"`
+	TOCOffset int64         `json:"tocOffset"`
+	BlobSize  int64         `json:"blobSize"`
+	DataSize  int64         `json:"dataSize"`
+}
+
+// entry is a row of the table: a layer that may not be loaded yet.
+type entry struct {
+	key Key
+	// sem lets one caller at a time load; the others wait for it or their ctx.
+	sem chan struct{}
+
+	// The rest is written by the holder of sem before lay is set, under Manager.mu.
+	rec  record
+	lay  *layer.Layer
+	used time.Time
+	// claimed says that an image used the layer: it may go once none does.
+	claimed bool
+	// full is the whole index, kept until the layer was merged: afterwards the
+	// entries are only in the EROFS image and memory is better used.
+	full *toc.Index
+}
+
+// load makes e readable. With src it may ask the registry; without it only
+// what is on disk counts.
+func (e *entry) load(ctx context.Context, m *Manager, src *source.Layer) error {
+	select {
+	case e.sem <- struct{}{}:
+		defer func() { <-e.sem }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	m.mu.Lock()
+	done := e.lay != nil
+	m.mu.Unlock()
+	if done {
+		return nil
+	}
+	rec, idx, err := m.fromDisk(e.key)
+	if err != nil {
+		if src == nil {
+			return fmt.Errorf("layer %s: %w", e.key, err)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			m.log.Warn("layer on disk is unusable, reading its table of contents again", "layer", src.Digest, "error", err)
+		}
+		rec, idx, err = m.fromRegistry(ctx, e.key, *src)
+	}
+	if err != nil {
+		return err
+	}
+	return m.start(e, rec, idx)
+}
+
+// fromDisk reads what an earlier Add kept. The TOC is verified anew: a
+// directory on disk is no more trusted than a registry.
+func (m *Manager) fromDisk(key Key) (record, *toc.Index, error) {
+	rec, err := m.record(key)
+	if err != nil {
+		return rec, nil, err
+	}
+	raw, err := m.cfg.Cache.ReadFile(string(key), tocFile)
+	if err != nil {
+		return rec, nil, err
+	}
+	idx, err := toc.Parse(raw, rec.TOCDigest, rec.TOCOffset)
+	return rec, idx, err
+}
+
+// fromRegistry fetches the TOC with one range request and keeps it.
+func (m *Manager) fromRegistry(ctx context.Context, key Key, src source.Layer) (record, *toc.Index, error) {
+	blob, err := m.cfg.Open(ctx, src.Ref, src.Digest, src.BlobSize)
+	if err != nil {
+		return record{}, nil, err
+	}
+	defer func() { _ = blob.Close() }() // the layer opens its own
+	raw, off, idx, err := toc.Load(ctx, blob, src.TOCDigest, toc.Hint{Offset: src.TOCOffset, Size: src.TOCSize})
+	if err == nil {
+		err = layer.Check(idx)
+	}
+	if err != nil {
+		return record{}, nil, fmt.Errorf("layer %s: %w", src.Digest, err)
+	}
+	rec := record{
+		Ref: src.Ref, Digest: src.Digest, TOCDigest: src.TOCDigest,
+		TOCOffset: off, BlobSize: blob.Size(), DataSize: idx.DataSize,
+	}
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return record{}, nil, err
+	}
+	// The record is written last: it says that the rest is there. A layer that
+	// cannot be kept cannot be served after a restart, so it is not lazy.
+	if err := m.cfg.Cache.WriteFile(string(key), tocFile, raw); err != nil {
+		return record{}, nil, fmt.Errorf("keep the table of contents of %s: %w", src.Digest, err)
+	}
+	if err := m.cfg.Cache.WriteFile(string(key), recordFile, b); err != nil {
+		return record{}, nil, fmt.Errorf("keep the record of %s: %w", src.Digest, err)
+	}
+	return rec, idx, nil
+}
+
+// start opens the cache and makes the reader. The caller holds e.sem.
+func (m *Manager) start(e *entry, rec record, idx *toc.Index) error {
+	cb, err := m.cfg.Cache.Blob(string(e.key), idx)
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", rec.Digest, err)
+	}
+	remote, err := m.cfg.Open(m.ctx, rec.Ref, rec.Digest, rec.BlobSize)
+	if err != nil {
+		return errors.Join(err, cb.Close())
+	}
+	lean := &toc.Index{Chunks: idx.Chunks, Members: idx.Members, DataSize: idx.DataSize}
+	l := layer.New(rec.Digest.String(), lean, remote, cb, m.cfg.Layer)
+	m.mu.Lock()
+	e.rec, e.lay, e.full = rec, l, idx
+	m.mu.Unlock()
+	return nil
+}
+
+// index returns the whole index of a layer, from memory or from disk.
+func (m *Manager) index(ctx context.Context, key Key) (*toc.Index, record, error) {
+	e, err := m.entry(key)
+	if err != nil {
+		return nil, record{}, err
+	}
+	if err := e.load(ctx, m, nil); err != nil {
+		return nil, record{}, err
+	}
+	m.mu.Lock()
+	full, rec := e.full, e.rec
+	m.mu.Unlock()
+	if full != nil {
+		return full, rec, nil
+	}
+	rec, full, err = m.fromDisk(key)
+	return full, rec, err
+}
+
+// closeLocked lets a layer go; its row stays, so that whoever holds it can
+// load it again. The caller holds m.mu.
+func (m *Manager) closeLocked(e *entry) error {
+	if e.lay == nil {
+		return nil
+	}
+	gone := e.lay.Stats()
+	gone.CachedBytes, gone.ContentBytes, gone.BlobBytes = 0, 0, 0
+	m.gone = addStats(m.gone, gone)
+	err := e.lay.Close()
+	e.lay, e.full = nil, nil
+	return err
+}
+
+// Has says whether the layer can be served without asking a registry for its TOC.
+func (m *Manager) Has(key Key) bool {
+	_, err := m.cfg.Cache.ReadFile(string(key), recordFile)
+	return err == nil
+}
+
+// record reads layer.json alone.
+func (m *Manager) record(key Key) (record, error) {
+	var rec record
+	b, err := m.cfg.Cache.ReadFile(string(key), recordFile)
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return rec, fmt.Errorf("%s: %w", recordFile, err)
+	}
+	if k, err := KeyOf(rec.Digest, rec.TOCDigest); err != nil || k != key {
+		return rec, fmt.Errorf("%s is of another layer", recordFile)
+	}
+	return rec, nil
+}
+
+// addStats sums counters; the gauges of layers that were closed do not count.
+func addStats(a, b layer.Stats) layer.Stats {
+	a.DemandRequests += b.DemandRequests
+	a.BackgroundRequests += b.BackgroundRequests
+	a.FetchedBytes += b.FetchedBytes
+	a.ServedBytes += b.ServedBytes
+	a.WaitedReads += b.WaitedReads
+	a.DigestFailures += b.DigestFailures
+	a.CachedBytes += b.CachedBytes
+	a.ContentBytes += b.ContentBytes
+	a.BlobBytes += b.BlobBytes
+	return a
+}

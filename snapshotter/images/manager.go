@@ -1,0 +1,183 @@
+// Package images keeps the lazily mounted images of a node: it makes layers
+// readable by their table of contents, merges chains of layers into one EROFS
+// metadata image each, mounts that once however many containers use it, and
+// takes it down when nobody does. It knows nothing of containerd.
+//
+// A layer is named by its Key, an image by the keys of its layers. Both names
+// follow from digests, and so do the node ids under which the kernel reads the
+// layers' data: a daemon that is started anew serves what the one before it
+// mounted, from what is on disk, without a table of its own to lose.
+//
+// Below Config.Root:
+//
+//	blobs/               where the FUSE file system of blob files is mounted (0700)
+//	layers/<key>/        one layer: toc, layer.json, data, state (package cache)
+//	images/<id>/         one chain: meta.erofs, image.json, fs (the mount point)
+package images
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/apparate/apparate/snapshotter/cache"
+	"github.com/apparate/apparate/snapshotter/fetch"
+	"github.com/apparate/apparate/snapshotter/layer"
+	"github.com/apparate/apparate/snapshotter/prefetch"
+	"github.com/apparate/apparate/snapshotter/source"
+)
+
+// Opener opens the blob of a layer; with size > 0 it does no I/O.
+type Opener func(ctx context.Context, ref string, d digest.Digest, size int64) (fetch.Blob, error)
+
+// FileSystem mounts metadata images whose data lies in device files. Mount
+// reports success only once dir shows the tree; Unmount of what is not mounted
+// is no error.
+type FileSystem interface {
+	Mount(ctx context.Context, image string, devices []string, dir string) error
+	Check(dir string) error
+	Unmount(dir string) error
+}
+
+// Prefetcher fetches the rest of layers that are in use, after demand.
+type Prefetcher interface {
+	Add(key string, l prefetch.Layer)
+	Remove(key string)
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	// Root is the directory for everything that survives a restart.
+	Root string
+	// Cache holds the layers; its directory is Root/layers.
+	Cache *cache.Store
+	Open  Opener
+	Mount FileSystem
+	// Prefetch is optional.
+	Prefetch Prefetcher
+	// Layer are the options of every layer.
+	Layer layer.Options
+	// Grace is how long an image that nobody uses yet stays mounted: a pull
+	// mounts before it is finished. Default 10 minutes.
+	Grace  time.Duration
+	Logger *slog.Logger
+}
+
+// Manager is the table of layers and mounted images. All methods may be called
+// in parallel.
+type Manager struct {
+	cfg Config
+	log *slog.Logger
+
+	// ctx bounds work that outlives the call that started it.
+	ctx  context.Context
+	stop context.CancelFunc
+
+	mu     sync.Mutex
+	layers map[Key]*entry
+	byNode map[uint64]Key
+	images map[string]*img
+	gen    uint64
+	// gone sums the counters of layers that were let go, for Stats.
+	gone layer.Stats
+}
+
+// BlobsDir is where the FUSE file system of blob files belongs, below root.
+func BlobsDir(root string) string { return filepath.Join(root, "blobs") }
+
+// LayersDir is the directory of the cache, below root.
+func LayersDir(root string) string { return filepath.Join(root, "layers") }
+
+// New returns a Manager over what is on disk below cfg.Root. It reads names
+// only: no layer is parsed and nothing is mounted before it is asked for.
+func New(cfg Config) (*Manager, error) {
+	if cfg.Grace == 0 {
+		cfg.Grace = 10 * time.Minute
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	m := &Manager{
+		cfg: cfg, log: cfg.Logger,
+		layers: map[Key]*entry{}, byNode: map[uint64]Key{}, images: map[string]*img{},
+	}
+	m.ctx, m.stop = context.WithCancel(context.Background())
+	if err := os.MkdirAll(filepath.Join(cfg.Root, "images"), 0o700); err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	keys, err := cfg.Cache.Keys()
+	if err != nil {
+		return nil, fmt.Errorf("images: list layers: %w", err)
+	}
+	for _, k := range keys {
+		m.byNode[Key(k).Node()] = Key(k)
+	}
+	return m, m.adopt()
+}
+
+// Close stops background work and closes the layers. Mounts stay: they belong
+// to the containers that use them, and the next daemon serves them.
+func (m *Manager) Close() error {
+	m.stop()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var first error
+	for _, e := range m.layers {
+		if err := m.closeLocked(e); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Add makes the layer src ready to be mounted and read: its table of contents
+// is on disk, verified against src.TOCDigest. Only the first call for a layer
+// asks the registry, and parallel calls share that one request.
+func (m *Manager) Add(ctx context.Context, src source.Layer) (Key, error) {
+	key, err := KeyOf(src.Digest, src.TOCDigest)
+	if err != nil {
+		return "", err
+	}
+	e, err := m.entry(key)
+	if err != nil {
+		return "", err
+	}
+	return key, e.load(ctx, m, &src)
+}
+
+// entry returns the table's row for key, made when it is not there yet.
+func (m *Manager) entry(key Key) (*entry, error) {
+	node := key.Node()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.layers[key]; e != nil {
+		e.used = time.Now()
+		return e, nil
+	}
+	if other, ok := m.byNode[node]; ok && other != key {
+		return nil, fmt.Errorf("layers %s and %s have the same node id", key, other)
+	}
+	e := &entry{key: key, sem: make(chan struct{}, 1), used: time.Now()}
+	m.layers[key] = e
+	m.byNode[node] = key
+	return e, nil
+}
+
+// byID finds the layer that the kernel knows as node, loading it from disk if
+// the daemon was started anew since it was mounted.
+func (m *Manager) byID(node uint64) (*entry, bool) {
+	m.mu.Lock()
+	key, ok := m.byNode[node]
+	m.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	e, err := m.entry(key)
+	return e, err == nil
+}

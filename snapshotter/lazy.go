@@ -1,0 +1,157 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/apparate/apparate/snapshotter/source"
+)
+
+// resolve makes the layer that the labels name readable, or says why it cannot
+// be lazy. The first layer of a pull sets off all the others.
+func (s *Snapshotter) resolve(ctx context.Context, parent string, labels map[string]string) (source.Layer, error) {
+	src, err := source.FromLabels(labels)
+	if err != nil {
+		return src, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PrepareTimeout)
+	defer cancel()
+	p := s.pulls.get(src)
+	if src.TOCDigest == "" || src.BlobSize == 0 {
+		src = p.complete(ctx, src)
+	}
+	if _, err := s.cfg.Images.Add(ctx, src); err != nil {
+		return src, err
+	}
+	return src, nil
+}
+
+// fallback notes that a layer is pulled the ordinary way, and why.
+func (s *Snapshotter) fallback(labels map[string]string, err error) {
+	reason := Reason(err)
+	s.cfg.Metrics.fallback(reason)
+	s.log.Warn("layer is pulled the ordinary way", "layer", labels[source.LabelLayerDigest],
+		"image", labels[source.LabelImageRef], "reason", reason, "error", err)
+}
+
+// pullMemory is how long a pull is remembered: as long as containerd may take
+// from the first Prepare of an image to its last.
+const pullMemory = 10 * time.Minute
+
+// pulls remembers the images that are being pulled, by manifest digest.
+type pulls struct {
+	s  *Snapshotter
+	mu sync.Mutex
+	m  map[digest.Digest]*pull
+}
+
+// pull is one image on its way: its manifest, fetched once, tells of all
+// layers at once what the labels tell layer by layer.
+type pull struct {
+	began time.Time
+	// done is closed when layers or err are set.
+	done   chan struct{}
+	layers []source.Layer
+	err    error
+}
+
+func newPulls(s *Snapshotter) *pulls { return &pulls{s: s, m: map[digest.Digest]*pull{}} }
+
+// get returns the pull of src's manifest. The first call for a manifest
+// starts reading it, all its layers' tables of contents, and the mount.
+func (ps *pulls) get(src source.Layer) *pull {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for d, p := range ps.m {
+		if time.Since(p.began) > pullMemory {
+			delete(ps.m, d)
+		}
+	}
+	if p := ps.m[src.Manifest]; p != nil {
+		return p
+	}
+	p := &pull{began: time.Now(), done: make(chan struct{})}
+	if src.Manifest == "" || ps.s.cfg.Manifests == nil {
+		p.err = errors.New("containerd named no manifest")
+		close(p.done)
+		return p
+	}
+	ps.m[src.Manifest] = p
+	ps.s.wg.Add(1)
+	go func() {
+		defer ps.s.wg.Done()
+		ps.run(p, src)
+	}()
+	return p
+}
+
+// run reads the manifest, and mounts the image while containerd still asks for
+// its layers one by one. Whatever fails here is no error: each Prepare decides
+// for itself.
+func (ps *pulls) run(p *pull, src source.Layer) {
+	ctx, cancel := context.WithTimeout(ps.s.ctx, ps.s.cfg.PrepareTimeout)
+	defer cancel()
+	p.layers, p.err = ps.s.cfg.Manifests.Manifest(ctx, src.Ref, src.Manifest)
+	close(p.done)
+	log := ps.s.log.With("image", src.Ref, "manifest", src.Manifest)
+	if p.err != nil {
+		log.Debug("manifest was not read ahead", "error", p.err)
+		ps.forget(src.Manifest)
+		return
+	}
+	var wg sync.WaitGroup
+	lazy := true
+	for _, l := range p.layers {
+		if l.TOCDigest == "" {
+			lazy = false
+			continue
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if _, err := ps.s.cfg.Images.Add(ctx, l); err != nil {
+				log.Debug("layer was not read ahead", "layer", l.Digest, "error", err)
+			}
+		}()
+	}
+	wg.Wait()
+	if !lazy || len(p.layers) == 0 || ctx.Err() != nil {
+		return
+	}
+	if _, err := ps.s.cfg.Images.Mount(ctx, p.layers, false); err != nil {
+		log.Debug("image was not mounted ahead", "error", err)
+	}
+}
+
+// forget lets the next Prepare try anew.
+func (ps *pulls) forget(d digest.Digest) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	delete(ps.m, d)
+}
+
+// complete fills in what the labels of src did not say from the manifest.
+func (p *pull) complete(ctx context.Context, src source.Layer) source.Layer {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return src
+	}
+	for _, l := range p.layers {
+		if l.Digest != src.Digest {
+			continue
+		}
+		if src.TOCDigest == "" {
+			src.TOCDigest, src.TOCOffset, src.TOCSize = l.TOCDigest, l.TOCOffset, l.TOCSize
+		}
+		if src.BlobSize == 0 {
+			src.BlobSize = l.BlobSize
+		}
+		break
+	}
+	return src
+}
