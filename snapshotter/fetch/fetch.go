@@ -1,4 +1,13 @@
 // Package fetch reads byte ranges of one registry blob over HTTP.
+//
+// Registries are many and their storage behind them more: they redirect to URLs
+// that run out, let tokens expire, cut streams off, ignore ranges. A program that
+// waits for a page of its own executable must see nothing of that. So New stacks
+// small layers (see stack), each with one promise, and the sum of them is that of
+// Blob: exactly the bytes asked for, or an error that says why, in bounded time.
+//
+// Whether the bytes are the right ones only their digest can tell; that is
+// checked by the reader, above this package.
 package fetch
 
 import (
