@@ -53,6 +53,29 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+// TestWeird proves that the synthetic images are well formed and stay the same.
+func TestWeird(t *testing.T) {
+	for i := range WeirdCount {
+		var digests [2]v1.Hash
+		for j := range digests {
+			img, err := Weird(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkDigests(t, img)
+			if digests[j], err = img.Digest(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if digests[0] != digests[1] {
+			t.Errorf("image %d is made in two ways: %v", i, digests)
+		}
+	}
+	if _, err := Weird(WeirdCount); err == nil {
+		t.Error("an unknown image is made")
+	}
+}
+
 // checkDigests proves that every layer is what the manifest says.
 func checkDigests(t *testing.T, img v1.Image) {
 	t.Helper()

@@ -91,6 +91,7 @@ func TestNode(t *testing.T) {
 	if err := echo.WaitLine(ctx, "an answer"); err != nil {
 		t.Error(err)
 	}
+	<-echo.Done() // its snapshot is gone
 	if err := c.Stop(ctx); err != nil {
 		t.Error(err)
 	}
@@ -100,6 +101,7 @@ func TestNode(t *testing.T) {
 	if out, err := n.Ctr(ctx, "snapshots", "ls"); err != nil || strings.Contains(string(out), "sha256:") {
 		t.Errorf("snapshots after the image was removed: %s, %v", out, err)
 	}
+	pullWeird(ctx, t, n, r.Addr)
 	// One more container is left running: Close ends it.
 	if err := n.Pull(ctx, ref.String(), Overlayfs); err != nil {
 		t.Fatal(err)
@@ -110,5 +112,26 @@ func TestNode(t *testing.T) {
 	}
 	if err := left.WaitLine(ctx, "up"); err != nil {
 		t.Error(err)
+	}
+}
+
+// pullWeird proves that containerd unpacks the synthetic images.
+func pullWeird(ctx context.Context, t *testing.T, n *Node, registry string) {
+	t.Helper()
+	for i := range images.WeirdCount {
+		img, err := images.Weird(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref, err := name.ParseReference(fmt.Sprintf("%s/weird:%d", registry, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Write(ref, img, remote.WithContext(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Pull(ctx, ref.String(), Overlayfs); err != nil {
+			t.Errorf("weird image %d: %v", i, err)
+		}
 	}
 }
