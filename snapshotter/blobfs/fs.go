@@ -27,9 +27,6 @@ type rawFS struct {
 	quiet *limiter
 	// life ends when the server stops; reads under way end with it.
 	life context.Context
-	// gone reports that nobody waits any more: the connection was aborted or
-	// unmounted.
-	gone func() bool
 }
 
 func (f *rawFS) String() string { return "apparate" }
@@ -125,11 +122,11 @@ func (f *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	off := int64(in.Offset)
 	p := buf[:min(int64(len(buf)), size-off)]
 	tid := in.Pid
-	ctx, done := interruptible(f.life, cancel, func() bool { return dying(tid) || f.gone() })
+	ctx, done := interruptible(f.life, cancel, func() bool { return dying(tid) })
 	err := f.fill(ctx, in.NodeId, p, off)
 	done()
 	if err == nil {
-		return fuse.ReadResultData(p), fuse.OK
+		return filled(len(p)), fuse.OK
 	}
 	code := errno(err)
 	if code == syscall.EIO {
@@ -140,6 +137,19 @@ func (f *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	}
 	return nil, fuse.Status(code)
 }
+
+// filled is the result of a read whose bytes are already where the answer is
+// built.
+type filled int
+
+func (n filled) Size() int { return int(n) }
+func (filled) Done()       {}
+
+// Bytes serves callers that do not use Readv; buf is what was filled.
+func (n filled) Bytes(buf []byte) ([]byte, fuse.Status) { return buf[:n], fuse.OK }
+
+// Readv has nothing left to copy: dst is what was filled.
+func (n filled) Readv([][]byte) (int, fuse.Status) { return int(n), fuse.OK }
 
 // fill reads p whole or says why not. A panic of the store is one failed read,
 // not a dead daemon with every container of the node behind it.

@@ -18,6 +18,10 @@ const (
 	// opInit is FUSE_INIT, the first request of a connection and the only one
 	// until it is answered (include/uapi/linux/fuse.h).
 	opInit = 26
+	// opRead is FUSE_READ; readSize is the offset of size in struct fuse_read_in.
+	opRead, readSize = 15, 16
+	// initMaxWrite is the offset of max_write in struct fuse_init_out.
+	initMaxWrite = 20
 	// notifyResend is FUSE_NOTIFY_RESEND.
 	notifyResend = 7
 	// inHeaderSize and outHeaderSize are sizeof(struct fuse_in_header) and
@@ -132,42 +136,39 @@ func opening(dev int, file string, now state) (first []byte, fresh bool, err err
 	}
 }
 
-// readRequest reads one request, or nothing (nil) when none comes in time.
+// readRequest reads one request, or nothing (nil) when none comes in time. dev is
+// non-blocking: what poll saw may be withdrawn before read.
 func readRequest(dev int, wait time.Duration) ([]byte, error) {
-	// The request that poll saw may be withdrawn before read.
-	if err := unix.SetNonblock(dev, true); err != nil {
-		return nil, fmt.Errorf("FUSE device: %w", err)
-	}
-	buf := make([]byte, maxRead+inHeaderSize+4096)
+	buf := make([]byte, requestSize)
 	deadline := time.Now().Add(wait)
-	n := -1
-	var err error
-	for n < 0 && err == nil {
+	for {
 		left := max(time.Until(deadline), 0)
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}, int(left.Milliseconds()))
-		if err == nil || errors.Is(err, unix.EINTR) {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}, int(left.Milliseconds()))
+		n := 0
+		if err == nil {
 			n, err = unix.Read(dev, buf)
 		}
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOENT) {
-			err = nil
+		switch {
+		case err == nil:
+			return buf[:n], nil
+		case errors.Is(err, unix.ENODEV):
+			return nil, fmt.Errorf("FUSE connection is gone (unmounted or aborted): %w", err)
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 			if left == 0 {
-				break
+				return nil, nil
 			}
+		default:
+			return nil, fmt.Errorf("read FUSE device: %w", err)
 		}
 	}
-	err = errors.Join(err, unix.SetNonblock(dev, false))
-	if errors.Is(err, unix.ENODEV) {
-		return nil, fmt.Errorf("FUSE connection is gone (unmounted or aborted): %w", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read FUSE device: %w", err)
-	}
-	return buf[:max(n, 0)], nil
 }
+
+// opcode is what a request asks for.
+func opcode(msg []byte) uint32 { return binary.NativeEndian.Uint32(msg[4:]) }
 
 // isInit tells whether a message is FUSE_INIT.
 func isInit(msg []byte) bool {
-	return len(msg) >= inHeaderSize+16 && binary.NativeEndian.Uint32(msg[4:]) == opInit
+	return len(msg) >= inHeaderSize+16 && opcode(msg) == opInit
 }
 
 // resend asks the kernel to queue again what was read and not answered. The
