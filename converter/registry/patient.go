@@ -1,0 +1,56 @@
+package registry
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// maxPatience is the longest Retry-After that is waited for. A registry that
+// wants more is reported instead.
+const maxPatience = time.Minute
+
+// patient waits as long as a busy registry asks for, once for each request. The
+// retries above it would come too soon, and be counted against the client.
+type patient struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := p.next.RoundTrip(r)
+	if err != nil || resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return resp, err
+	}
+	wait, ok := retryAfter(resp.Header.Get("Retry-After"))
+	if !ok || r.Body != nil && r.GetBody == nil {
+		return resp, nil
+	}
+	again := r.Clone(r.Context())
+	if r.Body != nil {
+		if again.Body, err = r.GetBody(); err != nil {
+			return resp, nil //nolint:nilerr // the registry's answer says more
+		}
+	}
+	// The body has to be read and closed before the connection can be reused.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // only for reuse
+	_ = resp.Body.Close()                                         // the answer is given up
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return p.next.RoundTrip(again)
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// retryAfter reads the header's two forms (RFC 9110, section 10.2.3).
+func retryAfter(h string) (time.Duration, bool) {
+	wait := time.Duration(-1)
+	if n, err := strconv.Atoi(h); err == nil && n >= 0 && n <= int(maxPatience/time.Second) {
+		wait = time.Duration(n) * time.Second
+	} else if t, err := http.ParseTime(h); err == nil {
+		wait = max(0, time.Until(t))
+	}
+	return wait, wait >= 0 && wait <= maxPatience
+}
