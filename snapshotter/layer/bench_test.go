@@ -48,6 +48,7 @@ func BenchmarkHitParallel(b *testing.B) {
 	l, _ := onDisk(b, w)
 	w.readAll(b, l, 1<<20)
 	b.SetBytes(128 << 10)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		p := make([]byte, 128<<10)
 		for i := 0; pb.Next(); i++ {
@@ -100,8 +101,7 @@ func BenchmarkFetch(b *testing.B) {
 // decompression each.
 func BenchmarkRandomMiss(b *testing.B) {
 	w := build(b, plan{files: []int64{benchSize}, chunk: 256 << 10})
-	s, c := onDisk(b, w)
-	_ = s
+	_, c := onDisk(b, w)
 	l := openOn(b, w, new(blob), c, layer.Options{Coalesce: -1})
 	p := make([]byte, 4096)
 	for i := 0; b.Loop(); i++ {

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
 
+	"github.com/apparate/apparate/snapshotter/cache"
 	"github.com/apparate/apparate/snapshotter/layer"
 )
 
@@ -29,8 +31,8 @@ func faults(w *world) map[string]func(off, n int64) (io.Reader, error) {
 		"zeros":       func(_, n int64) (io.Reader, error) { return bytes.NewReader(make([]byte, n)), nil },
 		"other range": func(_, n int64) (io.Reader, error) { return part(int64(len(w.raw))-n, n), nil },
 		"flipped":     func(off, n int64) (io.Reader, error) { return flipped(w, off, n, off+n/3), nil },
-		"byte by byte": func(off, n int64) (io.Reader, error) {
-			return iotest.OneByteReader(part(off, n)), nil
+		"in pieces": func(off, n int64) (io.Reader, error) {
+			return iotest.DataErrReader(iotest.HalfReader(part(off, n))), nil
 		},
 	}
 }
@@ -49,8 +51,8 @@ func flipped(w *world, off, n, at int64) io.Reader {
 // tried again.
 func TestFaultAtEveryCall(t *testing.T) {
 	for name, p := range map[string]plan{
-		"chunks":     {files: sizes(6, 20, 60_000), chunk: 30_000, group: 20_000, trailing: 100},
-		"long tails": {files: []int64{40_000, 40_000}, chunk: 64 << 10, trailing: 9 << 20},
+		"chunks":     {files: sizes(6, 12, 20_000), chunk: 10_000, group: 7_000, trailing: 100},
+		"long tails": {files: []int64{30_000, 30_000}, chunk: 64 << 10, trailing: 9 << 20},
 	} {
 		w := build(t, p)
 		for fault, answer := range faults(w) {
@@ -77,12 +79,12 @@ func TestFaultAtEveryCall(t *testing.T) {
 // sweep reads everything, each piece twice if need be.
 func sweep(t *testing.T, w *world, b *blob) {
 	t.Helper()
-	l, c := open(t, w, b, layer.Options{Coalesce: 50_000, ReadAhead: -1})
+	l, c := open(t, w, b, layer.Options{Coalesce: 15_000, ReadAhead: -1})
 	failed := 0
-	for off := int64(0); off < l.Size(); off += 33_000 {
-		if err := w.read(t, l, off, 33_000); err != nil {
+	for off := int64(0); off < l.Size(); off += 13_000 {
+		if err := w.read(t, l, off, 13_000); err != nil {
 			failed++
-			if err := w.read(t, l, off, 33_000); err != nil {
+			if err := w.read(t, l, off, 13_000); err != nil {
 				t.Fatalf("at %d, tried again: %v", off, err)
 			}
 		}
@@ -99,7 +101,12 @@ func sweep(t *testing.T, w *world, b *blob) {
 // TestSpoiltMember spoils each member for good: its chunks end in a DigestError,
 // all others are right, and nothing wrong is kept.
 func TestSpoiltMember(t *testing.T) {
-	w := build(t, plan{files: sizes(7, 12, 60_000), chunk: 30_000, group: 20_000})
+	for _, stored := range []bool{false, true} {
+		spoilEach(t, build(t, plan{files: sizes(7, 8, 60_000), chunk: 30_000, group: 20_000, stored: stored}))
+	}
+}
+
+func spoilEach(t *testing.T, w *world) {
 	for m := range w.idx.Members {
 		x := &w.idx.Members[m]
 		b := &blob{answer: func(_ int, off, n int64) (io.Reader, error) { return flipped(w, off, n, x.Offset+x.Size/2), nil }}
@@ -204,7 +211,7 @@ func TestJoinedReaderTriesOnceItself(t *testing.T) {
 
 // TestFullDiskFailsNoRead has a cache that keeps nothing, and none at all.
 func TestFullDiskFailsNoRead(t *testing.T) {
-	w := build(t, plan{files: []int64{9 << 20, 3 << 20}, chunk: 4 << 20})
+	w := build(t, plan{files: []int64{9 << 20, 3 << 20}, chunk: 4 << 20, stored: true})
 	full := new(blob)
 	l, c := open(t, w, full, layer.Options{ReadAhead: -1})
 	var room atomic.Bool
@@ -235,6 +242,39 @@ func TestFullDiskFailsNoRead(t *testing.T) {
 	w.readAll(t, l, 128<<10)
 	if s := l.Stats(); s.CachedBytes != 0 || l.Complete() {
 		t.Errorf("without a cache: %+v", s)
+	}
+}
+
+// TestDamagedCacheIsHealed changes a byte on disk while nothing runs.
+func TestDamagedCacheIsHealed(t *testing.T) {
+	w := build(t, plan{files: slices.Repeat([]int64{10_000}, 5), chunk: 10_000})
+	dir := t.TempDir()
+	for run, want := range []int{1, 1} {
+		s, err := cache.Open(dir, cache.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Blob("k", w.idx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := new(blob)
+		l := openOn(t, w, b, c, layer.Options{})
+		w.readAll(t, l, 4096)
+		if n := len(b.asked()); n != want {
+			t.Errorf("run %d: %d requests, want %d", run, n, want)
+		}
+		if err := errors.Join(l.Close(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.OpenFile(dir+"/k/data", os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = data.WriteAt([]byte("!"), w.idx.Chunks[2].Addr+77)
+		if err := errors.Join(err, data.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -21,11 +21,11 @@ import (
 func plans() map[string]plan {
 	return map[string]plan{
 		"one byte":          {files: []int64{1}, chunk: 100},
-		"ours":              {files: sizes(1, 40, 200<<10), chunk: 256 << 10, group: 256 << 10},
+		"ours":              {files: sizes(1, 20, 100<<10), chunk: 256 << 10, group: 256 << 10},
 		"many small":        {files: sizes(2, 600, 900), chunk: 4096, group: 20_000, gap: 3},
-		"foreign":           {files: []int64{9 << 20, 5, 4 << 20}, chunk: 4 << 20},
+		"foreign":           {files: []int64{5 << 20, 5, 4 << 20}, chunk: 4 << 20, stored: true},
 		"headers behind":    {files: sizes(3, 30, 30_000), chunk: 8000, trailing: 5000},
-		"long tails":        {files: []int64{100_000, 1, 70_000}, chunk: 64 << 10, trailing: 9 << 20},
+		"long tails":        {files: []int64{100_000, 70_000}, chunk: 64 << 10, trailing: 9 << 20},
 		"unaligned chunks":  {files: sizes(4, 10, 60_000), chunk: 1001, group: 5000, gap: 30_000},
 		"nothing but zeros": {},
 	}
@@ -36,6 +36,9 @@ func TestReadsLikeTheModel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := build(t, p)
 			for _, piece := range []int64{4096, 128 << 10, 1_000_003} {
+				if piece == 4096 && len(w.plain) > 3<<20 {
+					continue // slow, and nothing new
+				}
 				l, _ := open(t, w, new(blob), layer.Options{})
 				w.readAll(t, l, piece)
 				w.readAll(t, l, piece)
@@ -116,10 +119,10 @@ func TestOneFetchOfEachMember(t *testing.T) {
 			return errors.New("disk full")
 		}
 		var wg sync.WaitGroup
-		for g := range 16 {
+		for g := range 12 {
 			wg.Go(func() {
 				rnd := rand.New(rand.NewPCG(9, uint64(g)))
-				for range 30 {
+				for range 15 {
 					if err := w.read(t, l, rnd.Int64N(l.Size()), rnd.Int64N(200_000)); err != nil {
 						t.Error(err)
 					}
@@ -232,13 +235,11 @@ func (e endless) Read([]byte) (int, error) { <-e.ctx.Done(); return 0, e.ctx.Err
 
 // TestRequests pins down which ranges are asked for.
 func TestRequests(t *testing.T) {
-	// 64 members of one incompressible chunk of 64 KiB would be needed for round
-	// numbers: ask in members instead.
-	w := build(t, plan{files: slices.Repeat([]int64{64 << 10}, 40), chunk: 64 << 10})
+	w := build(t, plan{files: slices.Repeat([]int64{64 << 10}, 40), chunk: 64 << 10, stored: true})
 	size := func(from, to int) int64 {
 		return w.idx.Members[to-1].Offset + w.idx.Members[to-1].Size - w.idx.Members[from].Offset
 	}
-	per := int(128 << 10 / size(0, 1))
+	per := 3 // members of 64 KiB and a little in 256 KiB
 	tests := map[string]struct {
 		o      layer.Options
 		cached []int
@@ -247,8 +248,8 @@ func TestRequests(t *testing.T) {
 	}{
 		"one":             {layer.Options{Coalesce: -1}, nil, 0, 10, [][2]int{{0, 1}}},
 		"two":             {layer.Options{Coalesce: -1}, nil, 65_000, 1000, [][2]int{{0, 2}}},
-		"coalesced":       {layer.Options{Coalesce: 128 << 10}, nil, 0, 10, [][2]int{{0, per}}},
-		"up to cached":    {layer.Options{}, []int{3}, 0, 10, [][2]int{{0, 3}}},
+		"coalesced":       {layer.Options{}, nil, 0, 10, [][2]int{{0, per}}},
+		"up to cached":    {layer.Options{}, []int{2}, 0, 10, [][2]int{{0, 2}}},
 		"across cached":   {layer.Options{Coalesce: -1, Gap: 1 << 20}, []int{1}, 0, 140_000, [][2]int{{0, 3}}},
 		"around cached":   {layer.Options{Coalesce: -1}, []int{1}, 0, 140_000, [][2]int{{0, 1}, {2, 3}}},
 		"the end":         {layer.Options{}, nil, 39 * 64 << 10, 10, [][2]int{{39, 40}}},
@@ -281,31 +282,31 @@ func TestRequests(t *testing.T) {
 
 // TestSequentialReadsAreFetchedAheadOf reads a large file like the kernel does.
 func TestSequentialReadsAreFetchedAheadOf(t *testing.T) {
-	w := build(t, plan{files: []int64{32 << 20, 4096}, chunk: 256 << 10})
+	w := build(t, plan{files: []int64{16 << 20, 4096}, chunk: 256 << 10, stored: true})
 	requests := func(o layer.Options) int {
 		b := new(blob)
 		l, c := open(t, w, b, o)
 		w.readAll(t, l, 128<<10)
-		if b.asked()[len(b.asked())-1].off == 0 || !c.Complete() {
-			t.Error("not all was read")
+		if err := l.Close(); err != nil || !c.Complete() {
+			t.Errorf("not all was read: %v", err)
 		}
 		return len(b.asked())
 	}
 	with, without := requests(layer.Options{}), requests(layer.Options{ReadAhead: -1})
-	t.Logf("32 MiB: %d requests, without read-ahead %d", with, without)
-	if with > 24 || without < 40 {
+	t.Logf("16 MiB: %d requests, without read-ahead %d", with, without)
+	if with > 12 || without != 65 {
 		t.Errorf("%d requests, without read-ahead %d", with, without)
 	}
 	b := new(blob)
 	l, _ := open(t, w, b, layer.Options{})
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for range 20 {
-		if err := w.read(t, l, rnd.Int64N(31<<20), 4096); err != nil {
+		if err := w.read(t, l, rnd.Int64N(15<<20), 4096); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, s := range b.asked() {
-		if s.n > 256<<10 {
+		if s.n > 300<<10 {
 			t.Errorf("random reads caused a request of %d bytes", s.n)
 		}
 	}
@@ -313,28 +314,29 @@ func TestSequentialReadsAreFetchedAheadOf(t *testing.T) {
 
 func TestReadAheadDoesNotBlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := build(t, plan{files: []int64{8 << 20}, chunk: 256 << 10})
+		w := build(t, plan{files: []int64{4 << 20}, chunk: 256 << 10, stored: true})
 		release := make(chan struct{})
 		b := &blob{}
 		b.answer = func(call int, off, n int64) (io.Reader, error) {
-			if call == 0 {
-				return nil, nil
+			if call < 2 {
+				return nil, nil // the first read, and the one that begins a sequence
 			}
 			return stall{release, bytes.NewReader(w.raw[off : off+n])}, nil
 		}
 		gate := new(prefetch.Gate)
 		l, c := open(t, w, b, layer.Options{Gate: gate})
-		for off := int64(0); off < 512<<10; off += 128 << 10 {
+		for off := int64(0); off < 768<<10; off += 128 << 10 {
 			if err := w.read(t, l, off, 128<<10); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if len(b.asked()) < 2 || gate.Waiting() == 0 {
+		synctest.Wait()
+		if len(b.asked()) < 3 || gate.Waiting() == 0 {
 			t.Errorf("nothing is fetched ahead: %v", b.asked())
 		}
 		close(release)
 		synctest.Wait()
-		if gate.Waiting() != 0 || !c.Have(3) {
+		if gate.Waiting() != 0 || !c.Have(5) {
 			t.Errorf("%d still wait", gate.Waiting())
 		}
 	})
@@ -386,7 +388,7 @@ func TestCheck(t *testing.T) {
 // another.
 func TestBackgroundGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := build(t, plan{files: slices.Repeat([]int64{256 << 10}, 20), chunk: 256 << 10})
+		w := build(t, plan{files: slices.Repeat([]int64{256 << 10}, 20), chunk: 256 << 10, stored: true})
 		gate := new(prefetch.Gate)
 		b := new(blob)
 		l, c := open(t, w, b, layer.Options{Gate: gate, Coalesce: -1})
@@ -412,7 +414,7 @@ func TestBackgroundGivesWay(t *testing.T) {
 // TestReaderCutsBackgroundShort wants the end of a long background request.
 func TestReaderCutsBackgroundShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := build(t, plan{files: slices.Repeat([]int64{256 << 10}, 20), chunk: 256 << 10})
+		w := build(t, plan{files: slices.Repeat([]int64{256 << 10}, 20), chunk: 256 << 10, stored: true})
 		release := make(chan struct{})
 		b := w.gated(release, 1)
 		l, c := open(t, w, b, layer.Options{Gate: new(prefetch.Gate), Coalesce: -1})
@@ -425,6 +427,7 @@ func TestReaderCutsBackgroundShort(t *testing.T) {
 		if err := errors.Join(<-read, <-fetched); err != nil {
 			t.Error(err)
 		}
+		synctest.Wait() // the cache gets it after the reader
 		last := w.idx.Members[19]
 		if got := b.asked(); len(got) != 2 || got[1] != (span{last.Offset, last.Size}) {
 			t.Errorf("asked for %v", got)
@@ -439,7 +442,7 @@ func TestReaderCutsBackgroundShort(t *testing.T) {
 }
 
 func TestMissing(t *testing.T) {
-	w := build(t, plan{files: slices.Repeat([]int64{64 << 10}, 10), chunk: 64 << 10})
+	w := build(t, plan{files: slices.Repeat([]int64{64 << 10}, 10), chunk: 64 << 10, stored: true})
 	l, c := open(t, w, new(blob), layer.Options{})
 	one := w.idx.Members[0].Size
 	if lo, hi, ok := l.Missing(0, 1); lo != 0 || hi != 1 || !ok {

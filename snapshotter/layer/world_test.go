@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -33,8 +35,9 @@ type plan struct {
 	files    []int64 // sizes in bytes
 	chunk    int64   // longest chunk
 	group    int64   // files share a member up to so much content
-	trailing int     // bytes in a member without content behind each member
+	trailing int     // bytes behind each member that belong to it and hold no content
 	gap      int     // bytes of no member between members
+	stored   bool    // gzip without compression, which is quick to make
 }
 
 // build makes the layer of a plan. Members begin with a header of some bytes,
@@ -48,9 +51,9 @@ func build(t testing.TB, p plan) *world {
 	flush := func() {
 		if n := len(w.idx.Chunks); n > first {
 			off := len(w.raw)
-			w.raw = append(w.raw, compress(t, inner.Bytes())...)
+			w.raw = append(w.raw, compress(t, inner.Bytes(), p.stored)...)
 			if p.trailing > 0 {
-				w.raw = append(w.raw, compress(t, noise(rnd, p.trailing))...)
+				w.raw = append(w.raw, noise(rnd, p.trailing)...)
 			}
 			w.idx.Members = append(w.idx.Members, toc.Member{Offset: int64(off), Size: int64(len(w.raw) - off), First: first, Count: n - first})
 			w.raw = append(w.raw, noise(rnd, p.gap)...)
@@ -83,10 +86,14 @@ func build(t testing.TB, p plan) *world {
 	return w
 }
 
-func compress(t testing.TB, p []byte) []byte {
+func compress(t testing.TB, p []byte, stored bool) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	level := gzip.BestSpeed
+	if stored {
+		level = gzip.NoCompression
+	}
+	z, err := gzip.NewWriterLevel(&b, level)
 	if err == nil {
 		_, err = z.Write(p)
 	}
@@ -98,18 +105,19 @@ func compress(t testing.TB, p []byte) []byte {
 
 // noise is random bytes.
 func noise(rnd *rand.Rand, n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(rnd.Uint32())
+	p := make([]byte, n+8)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], rnd.Uint64())
 	}
-	return p
+	return p[:n]
 }
 
 // text is bytes that compress to about a third.
 func text(rnd *rand.Rand, n int) []byte {
-	p := make([]byte, 0, n+16)
+	p := make([]byte, 0, n+32)
 	for len(p) < n {
-		p = fmt.Appendf(p, "%x layer ", rnd.Uint32())
+		p = hex.AppendEncode(p, noise(rnd, 8))
+		p = append(p, " of the layer "...)
 	}
 	return p[:n]
 }

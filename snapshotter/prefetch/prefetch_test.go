@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -240,17 +241,17 @@ func TestOneBadMemberKeepsNoOtherAway(t *testing.T) {
 
 func TestFullCacheStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		full := false
-		r := start(t, prefetch.Options{Window: 1, Full: func(string) bool { return full }})
+		var full atomic.Bool
+		r := start(t, prefetch.Options{Window: 1, Full: func(string) bool { return full.Load() }})
 		f := newFake(4)
-		f.fetch = func(_ context.Context, call, _, _ int) (int, error) { full = call == 1; return 1, nil }
+		f.fetch = func(_ context.Context, call, _, _ int) (int, error) { full.Store(call == 1); return 1, nil }
 		r.Add("a", f)
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if len(f.calls()) != 2 {
 			t.Fatalf("fetched %v with a full cache", f.calls())
 		}
-		full = false
+		full.Store(false)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if r.Len() != 0 {
