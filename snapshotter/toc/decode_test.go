@@ -230,7 +230,7 @@ func TestDecodeSamples(t *testing.T) {
 // The window must hold a string that is longer than it, wherever it begins.
 func TestDecodeLongStrings(t *testing.T) {
 	for _, n := range []int{windowSize - 40, windowSize - 20, windowSize, 3*windowSize + 7} {
-		for pad := range 40 {
+		for pad := range 25 {
 			js := fmt.Sprintf(`{"version":1,%s"entries":[{"linkName":"%s\n%s"}]}`, strings.Repeat(" ", pad), strings.Repeat("x", n), strings.Repeat("y", n))
 			got, err := decodeAll([]byte(js), whole)
 			if err != nil || len(got) != 1 || len(got[0].link) != 2*n+1 {
@@ -253,7 +253,7 @@ func TestParseTimeAgainstStandardLibrary(t *testing.T) {
 			t.Fatalf("%s: got %d.%09d %v, want %v %v", s, sec, nsec, ok, want, err)
 		}
 	}
-	for day := -800000; day < 2000000; day += 13 { // years -220 to 7400
+	for day := -800000; day < 2000000; day += 97 { // years -220 to 7400
 		when := time.Unix(int64(day)*86400+int64(day%86400+86400)%86400, int64(day&0xfffff)).UTC()
 		if y := when.Year(); y < 0 || y > 9999 {
 			continue

@@ -39,6 +39,10 @@
 //     symlink of a lower layer replaces it by a directory, as unpacking does.
 //   - Times of directories that the layer does not list: unpacking leaves the
 //     time of unpacking.
+//   - The link count of a file, one of whose names an upper layer removed or
+//     replaced: ours is right, overlayfs shows that of the lower layer.
+//   - An unlisted parent where the lower layer has a symlink: unpacking copies
+//     the attributes of what the symlink leads to in that layer.
 package tree
 
 import "github.com/apparate/apparate/snapshotter/toc"
