@@ -15,7 +15,7 @@ import (
 // be lazy. The first layer of a pull sets off all the others.
 func (s *Snapshotter) resolve(ctx context.Context, parent string, labels map[string]string) (source.Layer, error) {
 	src, err := source.FromLabels(labels)
-	if err != nil {
+	if err != nil && !errors.Is(err, source.ErrNoTOCDigest) {
 		return src, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.PrepareTimeout)
@@ -23,6 +23,9 @@ func (s *Snapshotter) resolve(ctx context.Context, parent string, labels map[str
 	p := s.pulls.get(src)
 	if src.TOCDigest == "" || src.BlobSize == 0 {
 		src = p.complete(ctx, src)
+	}
+	if src.TOCDigest == "" {
+		return src, err
 	}
 	if _, err := s.cfg.Images.Add(ctx, src); err != nil {
 		return src, err

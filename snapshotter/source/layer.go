@@ -124,7 +124,9 @@ func (l *Layer) annotate(a map[string]string) error {
 		}
 		*to = int64(v)
 	}
-	if (l.TOCOffset == 0) != (l.TOCSize == 0) {
+	// An empty layer has its TOC at offset 0.
+	_, hasOffset := a[image.AnnotationTOCOffset]
+	if hasOffset != (l.TOCSize != 0) {
 		return fmt.Errorf("%w %s: it needs %s", ErrBadLabel, image.AnnotationTOCOffset, image.AnnotationTOCSize)
 	}
 	if l.BlobSize != 0 && (l.TOCSize > l.BlobSize || l.TOCOffset > l.BlobSize-l.TOCSize) {

@@ -100,3 +100,14 @@ func FuzzFromLabels(f *testing.F) {
 		}
 	})
 }
+
+// The TOC of an empty layer is all there is before the footer.
+func TestEmptyLayer(t *testing.T) {
+	got, err := FromLabels(full(image.AnnotationTOCOffset, "0", image.AnnotationTOCSize, "128", image.AnnotationBlobSize, "179"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.TOCOffset != 0 || got.TOCSize != 128 || got.TOCDigest == "" {
+		t.Errorf("%+v: the TOC at offset 0 is lost", got)
+	}
+}

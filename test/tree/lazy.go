@@ -93,3 +93,12 @@ func Overlay(t testing.TB, lower string) string {
 	})
 	return dir
 }
+
+// Quick makes a data path give up sooner on a registry that does not answer.
+func Quick(c *node.Config) {
+	c.Source.Fetch.HeaderTimeout = 300 * time.Millisecond
+	c.Source.Fetch.StallTimeout = 300 * time.Millisecond
+	c.Source.Fetch.Backoff = 5 * time.Millisecond
+	c.Source.Fetch.MaxRetryAfter = 20 * time.Millisecond
+	c.Source.Fetch.TotalTimeout = 10 * time.Second
+}

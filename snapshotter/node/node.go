@@ -1,0 +1,134 @@
+// Package node puts the data path of a machine together: cache, layers, the
+// FUSE file system and the EROFS mounts. The daemon uses it below containerd's
+// Snapshotter, `apparate mount` and tests without.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/apparate/apparate/snapshotter/blobfs"
+	"github.com/apparate/apparate/snapshotter/cache"
+	"github.com/apparate/apparate/snapshotter/images"
+	"github.com/apparate/apparate/snapshotter/layer"
+	"github.com/apparate/apparate/snapshotter/mount"
+	"github.com/apparate/apparate/snapshotter/prefetch"
+	"github.com/apparate/apparate/snapshotter/source"
+)
+
+// Config is how a Node is set up.
+type Config struct {
+	// Root is the directory of everything; see package images for what is in it.
+	Root string
+	// CacheBytes bounds what fetched layers may take on disk; 0 is no bound.
+	CacheBytes int64
+	// BackgroundDelay is how long after its mount the rest of an image is
+	// fetched; negative: never.
+	BackgroundDelay time.Duration
+	// Source says where registries and credentials are described.
+	Source source.Options
+	Logger *slog.Logger
+}
+
+// Node serves lazy images. Images and Sources are ready for use once Start returned.
+type Node struct {
+	Images  *images.Manager
+	Sources *source.Resolver
+
+	root   string
+	server *blobfs.Server
+	store  *cache.Store
+	stop   context.CancelFunc
+	done   chan struct{}
+}
+
+// Connect mounts the FUSE file system below root and returns its connection,
+// which Start serves. Whoever keeps it open keeps the mount alive.
+func Connect(root string) (*os.File, error) {
+	dir := images.BlobsDir(root)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return blobfs.Connect(dir)
+}
+
+// Disconnect unmounts what Connect mounted.
+func Disconnect(root string) error { return mount.Detach(images.BlobsDir(root)) }
+
+// Start serves the FUSE connection dev, which belongs to the Node when there is
+// no error, and everything above it. What an earlier Node on the same
+// connection had mounted goes on being served.
+func (c Config) Start(dev *os.File) (*Node, error) {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	n := &Node{Sources: source.New(c.Source), root: c.Root, done: make(chan struct{})}
+	var err error
+	n.store, err = cache.Open(images.LayersDir(c.Root), cache.Options{Budget: c.CacheBytes, Logger: c.Logger})
+	if err != nil {
+		return nil, err
+	}
+	gate := &prefetch.Gate{}
+	cfg := images.Config{
+		Root: c.Root, Cache: n.store, Open: n.Sources.Open, Logger: c.Logger,
+		Layer: layer.Options{Gate: gate, Limits: layer.NewLimits(0, 0), Logger: c.Logger},
+		Mount: &mount.EROFS{OnStuck: c.abort},
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	if c.BackgroundDelay >= 0 {
+		r := prefetch.New(prefetch.Options{
+			Delay: c.BackgroundDelay, Gate: gate, Logger: c.Logger,
+			Full: func(string) bool { return n.store.Full() },
+		})
+		cfg.Prefetch = r
+		go func() {
+			defer close(n.done)
+			r.Run(ctx)
+		}()
+	} else {
+		close(n.done)
+	}
+	if n.Images, err = images.New(cfg); err != nil {
+		return nil, errors.Join(err, n.closeLayers())
+	}
+	n.server, err = blobfs.Serve(dev, n.Images, blobfs.Options{
+		Dir: images.BlobsDir(c.Root), StateFile: filepath.Join(c.Root, "fuse.json"), Logger: c.Logger,
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.closeLayers())
+	}
+	return n, nil
+}
+
+// abort frees a mount that hangs on a FUSE connection which does not answer.
+// Better no image than a machine on which sync(2) hangs.
+func (c Config) abort() {
+	c.Logger.Error("the FUSE connection does not answer: aborting it")
+	if err := blobfs.Abort(images.BlobsDir(c.Root)); err != nil {
+		c.Logger.Error("abort the FUSE connection", "error", err)
+	}
+}
+
+// closeLayers ends background work and closes the cache.
+func (n *Node) closeLayers() error {
+	n.stop()
+	<-n.done
+	var err error
+	if n.Images != nil {
+		err = n.Images.Close()
+	}
+	return errors.Join(err, n.store.Close())
+}
+
+// Probe says why images cannot be mounted here; nil when they can.
+func (n *Node) Probe() error { return mount.Probe(filepath.Join(n.root, "probe")) }
+
+// Close stops serving. Mounts stay, for the Node that comes after.
+func (n *Node) Close(ctx context.Context) error {
+	return errors.Join(n.server.Close(ctx), n.closeLayers())
+}

@@ -1,0 +1,260 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/apparate/apparate/converter"
+	"github.com/apparate/apparate/snapshotter/toc"
+	"github.com/apparate/apparate/test/images"
+	"github.com/apparate/apparate/test/registry"
+)
+
+const timeout = 2 * time.Minute
+
+// accelerate pushes img and converts it; it returns the accelerated reference.
+func accelerate(t testing.TB, reg *registry.Registry, repo string, img v1.Image) string {
+	t.Helper()
+	ref, err := name.ParseReference(reg.Host() + "/" + repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := converter.New(converter.Options{}).Convert(t.Context(), converter.Request{Source: ref.String()}); err != nil {
+		t.Fatal(err)
+	}
+	return ref.String() + "-apparate"
+}
+
+// tars are the uncompressed layers of img.
+func tars(t testing.TB, img v1.Image) []io.Reader {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []io.Reader
+	for _, l := range layers {
+		r, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() }) // read to its end by then
+		out = append(out, r)
+	}
+	return out
+}
+
+// unpacked walks img as containerd unpacks it.
+func unpacked(t testing.TB, img v1.Image, writable bool) map[string]Inode {
+	t.Helper()
+	ctx := namespaces.WithNamespace(context.Background(), "test")
+	m, closer, err := Unpack(ctx, t.TempDir(), tars(t, img), writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree map[string]Inode
+	err = mount.WithTempMount(ctx, m, func(dir string) (err error) {
+		tree, err = Walk(dir)
+		return err
+	})
+	if err := errors.Join(err, closer()); err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// unpackTime leaves out the times that an unpack takes from its clock: those of
+// directories into which a layer put something without listing them.
+func unpackTime(want, got map[string]Inode, began time.Time) []string {
+	var skip []string
+	for p, w := range want {
+		if g, ok := got[p]; ok && w.Mode == g.Mode && w.Mode&0o170000 == 0o040000 && !w.MTime.Before(began) {
+			skip = append(skip, p+" mtime")
+		}
+	}
+	return skip
+}
+
+// The mounted tree is the unpacked one, as a view and through a container's
+// overlay, read by many at once.
+func TestMountedEqualsUnpacked(t *testing.T) {
+	for i := range 2 { // image 2 cannot be lazy, see below
+		t.Run(fmt.Sprintf("weird%d", i), func(t *testing.T) {
+			img, err := images.Weird(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reg := registry.New(t)
+			lazy := StartLazy(t, timeout, nil)
+			dir := lazy.Mount(t, accelerate(t, reg, "weird:v1", img))
+
+			began := time.Now().Add(-time.Second)
+			want := unpacked(t, img, false)
+			got, err := Walk(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			report(t, Diff(want, got, unpackTime(want, got, began)...))
+
+			want = unpacked(t, img, true)
+			over := Overlay(t, dir)
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					got, err := Walk(over)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					// The root of a container is its own, new directory.
+					report(t, Diff(want, got, append(unpackTime(want, got, began), ". mtime")...))
+				}()
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// Names that are not UTF-8 have no place in a TOC: the layer stays an ordinary
+// one, and is refused where only lazy layers will do.
+func TestNamesThatAreNotUTF8(t *testing.T) {
+	img, err := images.Weird(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := registry.New(t)
+	lazy := StartLazy(t, timeout, nil)
+	_, layers, err := lazy.Sources.Resolve(t.Context(), accelerate(t, reg, "weird:v1", img), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lazy.Images.Mount(t.Context(), layers, false); !errors.Is(err, toc.ErrNoDigest) {
+		t.Errorf("Mount = %v, want %v", err, toc.ErrNoDigest)
+	}
+}
+
+func report(t *testing.T, diffs []string) {
+	t.Helper()
+	if len(diffs) > 0 {
+		t.Errorf("%d differences to the unpacked tree:\n%s", len(diffs), strings.Join(diffs[:min(20, len(diffs))], "\n"))
+	}
+}
+
+// Every fault that a registry can make, at every blob request in turn, ends in
+// the right bytes or an error, never in wrong bytes, and within a time limit.
+func TestEveryFaultEverywhere(t *testing.T) {
+	img, err := images.Weird(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := registry.New(t)
+	ref := accelerate(t, reg, "weird:v1", img)
+	reg.Heal()
+	whole := readAll(t, reg, ref)
+	if whole.err != nil {
+		t.Fatal(whole.err)
+	}
+	requests := reg.Count()
+	if requests < 2 {
+		t.Fatalf("%d blob requests: too few to tell anything", requests)
+	}
+	for _, f := range registry.Faults() {
+		t.Run(string(f), func(t *testing.T) {
+			for i := range requests {
+				reg.Heal()
+				reg.FailAt(i, f)
+				got := readAll(t, reg, ref)
+				for p, in := range got.tree {
+					if w, ok := whole.tree[p]; !ok || w.Sum != in.Sum {
+						t.Errorf("fault at request %d: %s has wrong content", i, p)
+					}
+				}
+				if got.err == nil && len(got.tree) != len(whole.tree) {
+					t.Errorf("fault at request %d: %d of %d files, and no error", i, len(got.tree), len(whole.tree))
+				}
+				if got.err != nil && f != registry.NotFound && f != registry.WholeBody200 {
+					t.Logf("fault at request %d: %v", i, got.err)
+				}
+			}
+		})
+	}
+}
+
+type read struct {
+	tree map[string]Inode
+	err  error
+}
+
+// readAll mounts ref in a data path of its own and reads every file; the
+// files that could be read are in the result, with the first error.
+func readAll(t *testing.T, reg *registry.Registry, ref string) (out read) {
+	t.Helper()
+	t.Run("read", func(t *testing.T) { // its own cleanup
+		lazy := StartLazy(t, timeout, Quick)
+		_, layers, err := lazy.Sources.Resolve(t.Context(), ref, "")
+		if err != nil {
+			out.err = err
+			return
+		}
+		dir, err := lazy.Images.Mount(t.Context(), layers, false)
+		if err != nil {
+			out.err = err
+			return
+		}
+		out.tree = map[string]Inode{}
+		out.err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			in, _, err := inode(path)
+			if err != nil {
+				if out.err == nil {
+					out.err = err
+				}
+				return nil
+			}
+			out.tree[strings.TrimPrefix(path, dir)] = in
+			return nil
+		})
+	})
+	return out
+}
+
+func TestDiffSeesEverything(t *testing.T) {
+	base := Inode{Mode: 0o100644, UID: 1, GID: 2, Size: 3, Nlink: 1, MTime: time.Unix(4, 5), Xattrs: map[string]string{"user.a": "b"}}
+	for field, change := range map[string]func(*Inode){
+		"mode": func(i *Inode) { i.Mode |= 0o4000 }, "uid": func(i *Inode) { i.UID++ }, "gid": func(i *Inode) { i.GID++ },
+		"size": func(i *Inode) { i.Size++ }, "nlink": func(i *Inode) { i.Nlink++ }, "mtime": func(i *Inode) { i.MTime = i.MTime.Add(1) },
+		"link": func(i *Inode) { i.Link = "x" }, "rdev": func(i *Inode) { i.Rdev = 9 }, "content": func(i *Inode) { i.Sum[0] = 1 },
+		"xattrs": func(i *Inode) { i.Xattrs = nil }, "hard link": func(i *Inode) { i.Same = "y" },
+	} {
+		other := base
+		change(&other)
+		d := Diff(map[string]Inode{"f": base}, map[string]Inode{"f": other})
+		if len(d) != 1 || !strings.HasPrefix(d[0], "f: "+field+" is ") {
+			t.Errorf("changed %s: %v", field, d)
+		}
+	}
+	if d := Diff(map[string]Inode{"a": base}, map[string]Inode{"b": base}); len(d) != 2 {
+		t.Errorf("missing and unexpected: %v", d)
+	}
+}
