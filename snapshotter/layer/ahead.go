@@ -21,7 +21,7 @@ const (
 // readAhead notices sequential reads of large files.
 type readAhead struct {
 	first, most int64    // windows, in bytes of content
-	files       []extent // the files worth it, by address
+	files       []extent // the files worth it, by address: sequences end with them
 
 	mu      sync.Mutex
 	clock   uint64
@@ -40,18 +40,28 @@ type stream struct {
 	used   uint64
 }
 
-// newReadAhead finds the files of idx that are longer than one request.
+// newReadAhead finds the files of idx that are longer than one request. It looks
+// at chunks alone, as callers keep no entries for long: the chunks of a file are
+// adjacent and of one size, but for the last.
 func newReadAhead(idx *toc.Index, o Options) *readAhead {
 	r := &readAhead{first: 2 * max(o.Coalesce, slack), most: o.ReadAhead}
 	if r.most == 0 {
 		return r
 	}
-	for i := range idx.Entries {
-		if e := &idx.Entries[i]; e.Type == toc.Reg && e.Size > r.first {
-			r.files = append(r.files, extent{e.Addr, e.Addr + e.Size})
+	for i := 0; i < len(idx.Chunks); {
+		size := idx.Chunks[i].Size
+		x := extent{idx.Chunks[i].Addr, idx.Chunks[i].Addr + size}
+		for i++; i < len(idx.Chunks); i++ {
+			c, last := &idx.Chunks[i], &idx.Chunks[i-1]
+			if c.Addr != x.end || last.Size != size || c.Size > size {
+				break
+			}
+			x.end += c.Size
+		}
+		if x.end-x.addr > r.first {
+			r.files = append(r.files, x)
 		}
 	}
-	slices.SortFunc(r.files, func(a, b extent) int { return cmp.Compare(a.addr, b.addr) })
 	return r
 }
 

@@ -129,7 +129,8 @@ type Layer struct {
 
 // New makes the Layer that idx describes, of the compressed blob. key names it
 // in errors and logs. blob and c belong to the layer from now on: Close closes
-// them. A nil c is a cache that keeps nothing. idx must pass Check.
+// them. A nil c is a cache that keeps nothing. idx must pass Check; its Entries are
+// not needed.
 func New(key string, idx *toc.Index, blob fetch.Blob, c Cache, o Options) *Layer {
 	if c == nil {
 		c = noCache{}

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -61,9 +60,8 @@ func build(t testing.TB, p plan) *world {
 		}
 		inner.Reset()
 	}
-	for i, size := range p.files {
+	for _, size := range p.files {
 		addr := int64(len(w.plain))
-		w.idx.Entries = append(w.idx.Entries, toc.Entry{Path: fmt.Sprint(i), Type: toc.Reg, Size: size, Addr: addr})
 		w.plain = append(w.plain, text(rnd, int(size))...)
 		for at := int64(0); at < size; at += p.chunk {
 			n := min(p.chunk, size-at)
