@@ -50,7 +50,7 @@ func main() {
 	switch {
 	case err == nil:
 	case interrupted && errors.Is(err, context.Canceled):
-		fmt.Fprintln(os.Stderr, "demo: interrupted; everything it started is stopped")
+		fmt.Fprintln(os.Stderr, "demo: interrupted:", err)
 		os.Exit(130)
 	default:
 		fmt.Fprintln(os.Stderr, "demo:", err)

@@ -202,6 +202,9 @@ func (n *Node) Ctr(ctx context.Context, args ...string) ([]byte, error) {
 		if errors.As(err, &exit) {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // which killed it
+		}
 		return out, fmt.Errorf("ctr %s: %w", strings.Join(args, " "), err)
 	}
 	return out, nil

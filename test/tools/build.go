@@ -31,6 +31,9 @@ func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, arg
 	}
 	messages := report(progress, name, start, stderr)
 	if err := cmd.Wait(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // which killed it
+		}
 		return fmt.Errorf("building %s: %w\n%s", name, err, strings.Join(messages, "\n"))
 	}
 	fmt.Fprintf(progress, "%s: built in %.0f s\n", name, time.Since(start).Seconds())
