@@ -90,6 +90,7 @@ func (b *builder) writeInode(img []byte, i int) {
 		data = encodeDev(n.DevMajor, n.DevMinor)
 	case toc.Fifo:
 		data = 0
+	default: // directories and symlinks: their first block
 	}
 	putInode(img[in.at:], n, uint32(i+1), in.layout, uint64(in.size), xattrWords(int(in.xattrs)), data)
 	body := in.at + inodeSize
@@ -106,6 +107,7 @@ func (b *builder) writeInode(img []byte, i int) {
 		copy(b.lastBlock(img, in, body), n.Link)
 	case toc.Dir:
 		b.writeDir(img, in, body)
+	default: // nothing but an inode
 	}
 }
 

@@ -147,6 +147,7 @@ func checkMount(t *testing.T, dir string, root *tree.Node) {
 			for _, c := range n.Children {
 				walk(path+"/"+c.Name, c.Node)
 			}
+		default:
 		}
 	}
 	walk(dir, root)

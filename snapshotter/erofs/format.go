@@ -64,8 +64,9 @@ func typeOf(t toc.Type) (mode uint16, dirent byte) {
 		return 0o010000, 5
 	case toc.Symlink:
 		return 0o120000, 7
+	default:
+		return 0, 0
 	}
-	return 0, 0
 }
 
 // encodeDev returns a device number as inodes hold it (Linux,

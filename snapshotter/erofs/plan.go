@@ -207,6 +207,7 @@ func (b *builder) shape(in *inode) {
 	case toc.Symlink:
 		in.size = int64(len(in.node.Link))
 		b.inline(in, 0, len(in.node.Link))
+	default: // nothing but an inode
 	}
 }
 

@@ -97,13 +97,11 @@ func (b *builder) entry(e *rawEntry) (Entry, error) {
 	if entry.Path, err = b.path(e, e.name); err != nil {
 		return Entry{}, err
 	}
-	switch {
-	case entry.Path == "" && entry.Type != Dir:
+	if entry.Path == "" && entry.Type != Dir {
 		return Entry{}, e.fail(ErrHostile, "the root is not a directory")
-	case e.uid < 0 || e.gid < 0 || e.mode < 0:
-		return Entry{}, e.fail(ErrHostile, "the owner or the mode is negative")
-	case e.uid > maxID || e.gid > maxID:
-		return Entry{}, e.fail(ErrLimit, "the owner does not fit 32 bits")
+	}
+	if err := checkOwner(e); err != nil {
+		return Entry{}, err
 	}
 	switch entry.Type {
 	case Reg:
@@ -112,11 +110,8 @@ func (b *builder) entry(e *rawEntry) (Entry, error) {
 		}
 		entry.Size = e.size
 	case Symlink:
-		if what := checkTarget(e.link); what != "" {
-			return Entry{}, e.fail(ErrHostile, what)
-		}
-		if !faithful(e.link) {
-			return Entry{}, e.fail(ErrUnsupported, notFaithful)
+		if err := checkTarget(e); err != nil {
+			return Entry{}, err
 		}
 		entry.Link = b.paths.str(e.link)
 	case Hardlink:
@@ -128,31 +123,45 @@ func (b *builder) entry(e *rawEntry) (Entry, error) {
 			return Entry{}, e.fail(ErrLimit, fmt.Sprintf("Linux has no device %d:%d", e.devMajor, e.devMinor))
 		}
 		entry.DevMajor, entry.DevMinor = uint32(e.devMajor), uint32(e.devMinor)
+	default: // directories and pipes have nothing of their own
 	}
 	return entry, checkXattrs(e)
 }
 
+// checkOwner refuses owners and modes that no inode has.
+func checkOwner(e *rawEntry) error {
+	switch {
+	case e.uid < 0 || e.gid < 0 || e.mode < 0:
+		return e.fail(ErrHostile, "the owner or the mode is negative")
+	case e.uid > maxID || e.gid > maxID:
+		return e.fail(ErrLimit, "the owner does not fit 32 bits")
+	}
+	return nil
+}
+
 // path returns the clean form of a name.
 func (b *builder) path(e *rawEntry, name []byte) (string, error) {
-	clean, kind, what := cleanPath(b.scratch[:0], name)
-	if what != "" {
+	clean, what, kind := cleanPath(b.scratch[:0], name)
+	if kind != nil {
 		return "", e.fail(kind, what)
 	}
 	b.scratch = clean
 	return b.paths.str(clean), nil
 }
 
-// checkTarget says what is wrong with the target of a symlink.
-func checkTarget(target []byte) string {
+// checkTarget refuses targets that no symlink has.
+func checkTarget(e *rawEntry) error {
 	switch {
-	case len(target) == 0:
-		return "a symlink without target"
-	case len(target) > maxSymlink:
-		return "the target of the symlink is too long"
-	case bytes.IndexByte(target, 0) >= 0:
-		return "the target of the symlink has a NUL"
+	case len(e.link) == 0:
+		return e.fail(ErrHostile, "a symlink without target")
+	case len(e.link) > maxSymlink:
+		return e.fail(ErrLimit, "the target of the symlink is too long")
+	case bytes.IndexByte(e.link, 0) >= 0:
+		return e.fail(ErrHostile, "the target of the symlink has a NUL")
+	case !faithful(e.link):
+		return e.fail(ErrUnsupported, notFaithful)
 	}
-	return ""
+	return nil
 }
 
 // checkXattrs refuses extended attributes that no inode of EROFS can hold.

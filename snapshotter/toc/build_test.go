@@ -45,7 +45,7 @@ func hostileCases() []hostileCase {
 		{"longest name", dir(strings.Repeat("x", 255)), nil},
 		{"too long name", dir("a/" + strings.Repeat("x", 256)), ErrLimit},
 		{"longest symlink", `{"name":"a","type":"symlink","linkName":"` + strings.Repeat("x", 4095) + `"}`, nil},
-		{"too long symlink", `{"name":"a","type":"symlink","linkName":"` + strings.Repeat("x", 4096) + `"}`, ErrHostile},
+		{"too long symlink", `{"name":"a","type":"symlink","linkName":"` + strings.Repeat("x", 4096) + `"}`, ErrLimit},
 		{"empty symlink", `{"name":"a","type":"symlink"}`, ErrHostile},
 		{"hard link out", `{"name":"a","type":"hardlink","linkName":"../x"}`, ErrHostile},
 		{"unknown type", `{"name":"a","type":"socket"}`, ErrUnsupported},

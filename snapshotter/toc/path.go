@@ -6,20 +6,21 @@ import (
 )
 
 // cleanPath appends the clean form of name to dst: relative, without empty, "."
-// and ".." elements; nothing for the root. An empty what means that all is well.
+// and ".." elements; nothing for the root. Where name is refused, it returns what
+// is wrong with it and the kind of error.
 //
 // As in unpacking a tar, ".." is resolved in the text alone. A name that would
 // leave the root is refused, where an unpacker would stop at the root.
-func cleanPath(dst, name []byte) (clean []byte, kind error, what string) {
+func cleanPath(dst, name []byte) (clean []byte, what string, kind error) {
 	switch {
 	case len(name) == 0:
-		return nil, ErrHostile, "the name is empty"
+		return nil, "the name is empty", ErrHostile
 	case len(name) > maxPath:
-		return nil, ErrLimit, "the path is too long"
+		return nil, "the path is too long", ErrLimit
 	case bytes.IndexByte(name, 0) >= 0:
-		return nil, ErrHostile, "the name has a NUL"
+		return nil, "the name has a NUL", ErrHostile
 	case !faithful(name):
-		return nil, ErrUnsupported, notFaithful
+		return nil, notFaithful, ErrUnsupported
 	}
 	base := len(dst)
 	for len(name) > 0 {
@@ -33,11 +34,11 @@ func cleanPath(dst, name []byte) (clean []byte, kind error, what string) {
 		case len(element) == 0 || string(element) == ".":
 		case string(element) == "..":
 			if len(dst) == base {
-				return nil, ErrHostile, "the path leaves the root"
+				return nil, "the path leaves the root", ErrHostile
 			}
 			dst = dst[:max(base, base+bytes.LastIndexByte(dst[base:], '/'))]
 		case len(element) > maxName:
-			return nil, ErrLimit, "an element of the path is too long"
+			return nil, "an element of the path is too long", ErrLimit
 		default:
 			if len(dst) > base {
 				dst = append(dst, '/')
@@ -45,7 +46,7 @@ func cleanPath(dst, name []byte) (clean []byte, kind error, what string) {
 			dst = append(dst, element...)
 		}
 	}
-	return dst, nil, ""
+	return dst, "", nil
 }
 
 // notFaithful says why names that are not faithful are refused.

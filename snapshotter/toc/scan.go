@@ -2,6 +2,7 @@ package toc
 
 import (
 	"bytes"
+	"errors"
 	"io"
 )
 
@@ -35,7 +36,7 @@ func newScanner(r io.Reader) *scanner {
 
 // fail says what is wrong at the current position.
 func (s *scanner) fail(what string) error {
-	if s.readErr != nil && s.readErr != io.EOF {
+	if s.readErr != nil && !errors.Is(s.readErr, io.EOF) {
 		return failf(ErrCorrupt, "read JSON after %d bytes: %v", s.before+int64(s.end), s.readErr)
 	}
 	return failf(ErrCorrupt, "JSON, byte %d: %s", s.before+int64(s.pos), what)

@@ -1,8 +1,6 @@
 package toc
 
-import (
-	"time"
-)
+import "time"
 
 // parseTime reads an RFC 3339 time, with or without a fraction of a second. The
 // form that writers use, "2006-01-02T15:04:05Z", takes a short way.
@@ -20,44 +18,54 @@ func parseTime(t []byte) (sec int64, nsec uint32, ok bool) {
 // parseUTC is parseTime for times in UTC whose day is at most 28, which exists
 // in every month; false means no more than that it does not know.
 func parseUTC(t []byte) (sec int64, nsec uint32, ok bool) {
-	const shortest = len("2006-01-02T15:04:05Z")
-	if len(t) < shortest || t[4] != '-' || t[7] != '-' || t[10] != 'T' || t[13] != ':' || t[16] != ':' || t[len(t)-1] != 'Z' {
+	const layout = "0000-00-00T00:00:00Z"
+	if len(t) < len(layout) || t[len(t)-1] != 'Z' {
 		return 0, 0, false
 	}
-	year, ok0 := digits(t[:4])
-	month, ok1 := digits(t[5:7])
-	day, ok2 := digits(t[8:10])
-	hour, ok3 := digits(t[11:13])
-	minute, ok4 := digits(t[14:16])
-	second, ok5 := digits(t[17:19])
-	if !ok0 || !ok1 || !ok2 || !ok3 || !ok4 || !ok5 ||
-		month < 1 || month > 12 || day < 1 || day > 28 || hour > 23 || minute > 59 || second > 59 {
-		return 0, 0, false
-	}
-	if fraction := t[19 : len(t)-1]; len(fraction) > 0 {
-		const longest = 1 + 9 // the point and nanoseconds
-		f, fok := digits(fraction[1:])
-		if fraction[0] != '.' || len(fraction) < 2 || len(fraction) > longest || !fok {
+	for i := range len(layout) - 1 {
+		if c := layout[i]; c == '0' && (t[i] < '0' || t[i] > '9') || c != '0' && t[i] != c {
 			return 0, 0, false
 		}
-		for range longest - len(fraction) {
-			f *= 10
-		}
-		nsec = uint32(f)
+	}
+	year, month, day := number(t[:4]), number(t[5:7]), number(t[8:10])
+	hour, minute, second := number(t[11:13]), number(t[14:16]), number(t[17:19])
+	if month < 1 || month > 12 || day < 1 || day > 28 || hour > 23 || minute > 59 || second > 59 {
+		return 0, 0, false
+	}
+	if nsec, ok = parseFraction(t[19 : len(t)-1]); !ok {
+		return 0, 0, false
 	}
 	days := daysSinceEpoch(year, month, day)
 	return days*86400 + int64(hour*3600+minute*60+second), nsec, true
 }
 
-// digits reads a number of decimal digits only.
-func digits(t []byte) (n int, ok bool) {
-	for _, c := range t {
+// parseFraction reads a fraction of a second, ".5", in nanoseconds; 0 for none.
+func parseFraction(t []byte) (nsec uint32, ok bool) {
+	const longest = 1 + 9 // the point and the digits
+	if len(t) == 0 {
+		return 0, true
+	}
+	if t[0] != '.' || len(t) < 2 || len(t) > longest {
+		return 0, false
+	}
+	for _, c := range t[1:] {
 		if c < '0' || c > '9' {
 			return 0, false
 		}
+	}
+	n := number(t[1:])
+	for range longest - len(t) {
+		n *= 10
+	}
+	return uint32(n), true
+}
+
+// number reads decimal digits.
+func number(t []byte) (n int) {
+	for _, c := range t {
 		n = n*10 + int(c-'0')
 	}
-	return n, true
+	return n
 }
 
 // daysSinceEpoch counts the days from 1970-01-01 to a date of the Gregorian

@@ -321,6 +321,7 @@ func randomLayers(data []byte) []*toc.Index {
 				e.Addr = x.DataSize
 			}
 			x.DataSize += (e.Size + toc.BlockSize - 1) / toc.BlockSize * toc.BlockSize
+		default:
 		}
 		x.Entries = append(x.Entries, e)
 	}
