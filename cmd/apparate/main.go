@@ -1,0 +1,76 @@
+// Command apparate converts images, checks them, mounts them, and serves them
+// to containerd: one binary for people and nodes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker in releases.
+var version = "development"
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+// run executes the command line and returns the exit code: 0, 1 for a
+// failure, 2 for a command line that makes no sense, 130 after an interrupt.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRootCommand()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(os.Stderr, "apparate: %v\nRun 'apparate --help' for the commands.\n", err)
+		return 2
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(os.Stderr, "apparate: interrupted")
+		return 130
+	}
+	fmt.Fprintf(os.Stderr, "apparate: %v\n", err)
+	return 1
+}
+
+// usageError is a command line that cannot be carried out as written.
+type usageError struct{ error }
+
+func newRootCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "apparate",
+		Short:         "Container images that start before they are downloaded",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.AddCommand(newConvertCommand(), newCheckCommand(), newMountCommand(), newSnapshotterCommand())
+	return cmd
+}
+
+// exactArgs is cobra.ExactArgs with an error that counts as wrong usage.
+func exactArgs(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args))}
+		}
+		return nil
+	}
+}
