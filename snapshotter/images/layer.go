@@ -13,6 +13,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/layer"
 	"github.com/apparate/apparate/snapshotter/source"
 	"github.com/apparate/apparate/snapshotter/toc"
+	"github.com/apparate/apparate/snapshotter/tree"
 )
 
 // Files of a layer in its cache directory.
@@ -104,7 +105,7 @@ func (m *Manager) fromRegistry(ctx context.Context, key Key, src source.Layer) (
 	defer func() { _ = blob.Close() }() // the layer opens its own
 	raw, off, idx, err := toc.Load(ctx, blob, src.TOCDigest, toc.Hint{Offset: src.TOCOffset, Size: src.TOCSize})
 	if err == nil {
-		err = layer.Check(idx)
+		err = check(idx)
 	}
 	if err != nil {
 		return record{}, nil, fmt.Errorf("layer %s: %w", src.Digest, err)
@@ -126,6 +127,16 @@ func (m *Manager) fromRegistry(ctx context.Context, key Key, src source.Layer) (
 		return record{}, nil, fmt.Errorf("keep the record of %s: %w", src.Digest, err)
 	}
 	return rec, idx, nil
+}
+
+// check says whether the layer can be served and merged. Later is too late:
+// once containerd was told that it need not download, nothing can fall back.
+func check(idx *toc.Index) error {
+	if err := layer.Check(idx); err != nil {
+		return err
+	}
+	_, err := tree.Merge([]*toc.Index{idx}, true)
+	return err
 }
 
 // start opens the cache and makes the reader. The caller holds e.sem.

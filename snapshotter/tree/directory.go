@@ -106,8 +106,7 @@ func (m *merger) finish(keepWhiteouts bool) {
 				node.Nlink = 2
 				d.node.Nlink++
 				todo = append(todo, n.dir)
-			case node != nil:
-				node.Nlink++
+			case node != nil: // counted when the names came
 			case whiteout != nil:
 				node = whiteout
 				node.Nlink++

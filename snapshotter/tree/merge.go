@@ -226,6 +226,7 @@ func (m *merger) makeDir(d *directory, element string, e *toc.Entry) (*directory
 		return n.dir, nil
 	}
 	// Something else is there. What counts is what lies below this layer.
+	m.unlink(n)
 	n.claim(m.layer)
 	if below := n.below; below != nil && below.dir != nil {
 		n.dir = below.dir
@@ -259,9 +260,31 @@ func (m *merger) put(d *directory, element string, node *Node, e *toc.Entry) err
 	if n.dir != nil {
 		m.lastDir = nil // it may be the one, or lie in it
 	}
+	m.unlink(n)
 	n.claim(m.layer)
 	n.node, n.dir = node, nil
+	if node != nil {
+		node.Nlink++
+	}
 	return nil
+}
+
+// unlink takes back the links that a name of the current layer counts for,
+// because the same layer replaces it. A name of a lower layer goes on counting:
+// overlayfs hides it, and shows the link count that the file has down there.
+func (m *merger) unlink(n *name) {
+	todo := []*name{n}
+	for len(todo) > 0 {
+		n := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		switch {
+		case n.layer != m.layer:
+		case n.dir != nil:
+			todo = append(todo, n.dir.names...)
+		case n.node != nil:
+			n.node.Nlink--
+		}
+	}
 }
 
 // add makes a name in d.

@@ -39,8 +39,6 @@
 //     symlink of a lower layer replaces it by a directory, as unpacking does.
 //   - Times of directories that the layer does not list: unpacking leaves the
 //     time of unpacking.
-//   - The link count of a file, one of whose names an upper layer removed or
-//     replaced: ours is right, overlayfs shows that of the lower layer.
 //   - An unlisted parent where the lower layer has a symlink: unpacking copies
 //     the attributes of what the symlink leads to in that layer.
 package tree
@@ -63,8 +61,9 @@ type Node struct {
 	Link               string // target of a symlink
 	DevMajor, DevMinor uint32
 	Xattrs             map[string][]byte
-	// Nlink is the link count that stat shows: names of a file; for a
-	// directory 2 + its subdirectories.
+	// Nlink is the link count that stat shows. Of a file: the names it has in the
+	// layer it comes from, also those that upper layers hide, as overlayfs shows it,
+	// and the hard links of upper layers. Of a directory: 2 + its subdirectories.
 	Nlink uint32
 	// Children are a directory's names, sorted by Name bytewise, without "." and "..".
 	Children []Child
