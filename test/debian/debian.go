@@ -44,6 +44,11 @@ func Open(dir string, progress io.Writer) *Archive {
 	return &Archive{dir: dir, progress: progress}
 }
 
+// say writes a progress line. A reader that is gone is no reason to stop.
+func (a *Archive) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(a.progress, "packages: "+format+"\n", args...)
+}
+
 // Fetch downloads the named packages, and nothing that they depend on.
 func (a *Archive) Fetch(ctx context.Context, names ...string) ([]Package, error) {
 	return a.locked(ctx, names, func() ([]Package, error) {
@@ -107,9 +112,9 @@ func (a *Archive) locked(ctx context.Context, names []string, get func() ([]Pack
 		if err == nil {
 			return pkgs, nil
 		}
-		fmt.Fprintf(a.progress, "packages: %v; renewing the package lists\n", err)
+		a.say("%v; renewing the package lists", err)
 	}
-	fmt.Fprintf(a.progress, "packages: reading the lists of Debian's mirror\n")
+	a.say("reading the lists of Debian's mirror")
 	if _, err := a.apt(ctx, "empty", "update", "-qq"); err != nil {
 		return nil, err
 	}

@@ -84,7 +84,11 @@ func run(ctx context.Context, o options) error {
 	if err := result.write(o.out); err != nil {
 		return err
 	}
-	result.print(os.Stdout, o)
+	table, err := result.table(o)
+	if err != nil {
+		return err
+	}
+	fmt.Print(table)
 	fmt.Printf("\nThe same numbers are in %s. It took %.0f s in all.\n", o.out, time.Since(start).Seconds())
 	return result.judge()
 }

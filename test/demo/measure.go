@@ -58,7 +58,7 @@ func measureAll(ctx context.Context, progress io.Writer, o options, p prepared) 
 	defer func() { err = errors.Join(err, r.Close()) }()
 	b := &bench{options: o, prepared: p, progress: progress, dir: dir, registry: r}
 
-	fmt.Fprintf(progress, "link: checking %d Mbit/s and %v\n", o.mbits, o.rtt)
+	tools.Say(progress, "link: checking %d Mbit/s and %v", o.mbits, o.rtt)
 	if err := link.Check(ctx, o.mbits*1e6, o.rtt); err != nil {
 		return results{}, err
 	}
@@ -86,7 +86,7 @@ func (b *bench) image(ctx context.Context, s source, all *results) (imageResult,
 	if err != nil {
 		return one, err
 	}
-	fmt.Fprintf(b.progress, "%s: pushing %.1f MB to the registry\n", s.name, mb(one.SizeBytes))
+	tools.Say(b.progress, "%s: pushing %.1f MB to the registry", s.name, mb(one.SizeBytes))
 	if err := remote.Write(ref, s.img, remote.WithContext(ctx)); err != nil {
 		return one, err
 	}
@@ -113,14 +113,14 @@ func (b *bench) image(ctx context.Context, s source, all *results) (imageResult,
 
 // run runs our own program and shows its output as progress.
 func (b *bench) run(ctx context.Context, args ...string) error {
-	fmt.Fprintf(b.progress, "apparate %s\n", strings.Join(args, " "))
+	tools.Say(b.progress, "apparate %s", strings.Join(args, " "))
 	cmd := exec.CommandContext(ctx, b.apparate, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	if len(out) > 0 {
 		for line := range strings.Lines(strings.TrimSpace(string(out)) + "\n") {
-			fmt.Fprintf(b.progress, "    %s", line)
+			tools.Say(b.progress, "    %s", strings.TrimSuffix(line, "\n"))
 		}
 	}
 	if err != nil {
@@ -176,7 +176,7 @@ func (b *bench) start(ctx context.Context, s source, tag, snapshotter string) (_
 			return startResult{}, err
 		}
 	}
-	fmt.Fprintf(b.progress, "%s on %s: ready after %.2f s, %.1f MB fetched, root is %s\n", s.name, snapshotter, r.Seconds, mb(r.Bytes), r.RootMount)
+	tools.Say(b.progress, "%s on %s: ready after %.2f s, %.1f MB fetched, root is %s", s.name, snapshotter, r.Seconds, mb(r.Bytes), r.RootMount)
 	return r, c.Stop(ctx)
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -79,16 +80,24 @@ func (r results) write(file string) error {
 	return os.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-func (r results) print(w io.Writer, o options) {
-	fmt.Fprintf(w, "\nFrom the pull request to the first correct answer, over %d Mbit/s with %v round trip, nothing cached:\n\n", o.mbits, o.rtt)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "image\tsize MB\teager s\tlazy s\tsooner\teager MB\tlazy MB\tfetched\tlazy root\t")
+// table is what the demo prints.
+func (r results) table(o options) (string, error) {
+	var s strings.Builder
+	fmt.Fprintf(&s, "\nFrom the pull request to the first correct answer, over %d Mbit/s with %v round trip, nothing cached:\n\n", o.mbits, o.rtt)
+	w := tabwriter.NewWriter(&s, 0, 0, 2, ' ', tabwriter.AlignRight)
+	lines := "image\tsize MB\teager s\tlazy s\tsooner\teager MB\tlazy MB\tfetched\tlazy root\t\n"
 	for _, i := range r.Images {
-		fmt.Fprintf(t, "%s\t%.1f\t%.2f\t%.2f\t%.1fx\t%.1f\t%.1f\t%.0f %%\t%s\t\n", i.Name, mb(i.SizeBytes),
+		lines += fmt.Sprintf("%s\t%.1f\t%.2f\t%.2f\t%.1fx\t%.1f\t%.1f\t%.0f %%\t%s\t\n", i.Name, mb(i.SizeBytes),
 			i.Eager.Seconds, i.Lazy.Seconds, i.Ratio, mb(i.Eager.Bytes), mb(i.Lazy.Bytes), 100*i.Lazy.Fraction, i.Lazy.RootMount)
 	}
-	_ = t.Flush() // standard output: nowhere to report to
-	fmt.Fprintf(w, "\nThe snapshotter took %.0f MB of memory; images were converted at %.0f MB/s.\n", mb(r.Snapshotter.RSSBytes), r.Convert.MBPerSecond)
+	if _, err := io.WriteString(w, lines); err != nil {
+		return "", err
+	}
+	if err := w.Flush(); err != nil {
+		return "", err
+	}
+	fmt.Fprintf(&s, "\nThe snapshotter took %.0f MB of memory; images were converted at %.0f MB/s.\n", mb(r.Snapshotter.RSSBytes), r.Convert.MBPerSecond)
+	return s.String(), nil
 }
 
 // judge says what a lazy start did not keep of its promise.

@@ -75,7 +75,7 @@ func (b *builder) fill(ctx context.Context, stack []layerRecipe, dir string) err
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(b.progress, "images: layer %s, %d packages\n", r.name, len(pkgs))
+	tools.Say(b.progress, "images: layer %s, %d packages", r.name, len(pkgs))
 	w, err := newLayerWriter(filepath.Join(dir, "blob"))
 	if err != nil {
 		return err

@@ -11,6 +11,11 @@ import (
 	"time"
 )
 
+// Say writes a progress line. A reader that is gone is no reason to stop.
+func Say(progress io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(progress, format+"\n", args...)
+}
+
 // GoBuild runs go build in the directory dir with the given arguments (flags,
 // then packages) and writes to out, as -o. The build is static and trimmed, with
 // the same flags for everything, so that all programs share one build cache: the
@@ -25,7 +30,7 @@ func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, arg
 		return err
 	}
 	start := time.Now()
-	fmt.Fprintf(progress, "%s: building\n", name)
+	Say(progress, "%s: building", name)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting go: %w", err)
 	}
@@ -36,7 +41,7 @@ func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, arg
 		}
 		return fmt.Errorf("building %s: %w\n%s", name, err, strings.Join(messages, "\n"))
 	}
-	fmt.Fprintf(progress, "%s: built in %.0f s\n", name, time.Since(start).Seconds())
+	Say(progress, "%s: built in %.0f s", name, time.Since(start).Seconds())
 	return nil
 }
 
@@ -62,7 +67,7 @@ func report(progress io.Writer, name string, start time.Time, stderr io.Reader) 
 		}
 		if now := time.Now(); now.After(next) {
 			next = now.Add(every)
-			fmt.Fprintf(progress, "%s: %.0f s, %d modules downloaded, %d packages compiled\n", name, now.Sub(start).Seconds(), modules, packages)
+			Say(progress, "%s: %.0f s, %d modules downloaded, %d packages compiled", name, now.Sub(start).Seconds(), modules, packages)
 		}
 	}
 	_, _ = io.Copy(io.Discard, stderr) // past a line too long for the scanner: the compiler must not wait

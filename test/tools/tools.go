@@ -133,7 +133,7 @@ func locate(ctx context.Context, cache string, g group) (place, error) {
 	}
 	p := place{source: filepath.Join(root, "hack", "tools")}
 	hash := sha256.New()
-	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, buildTags)
+	hash.Write(fmt.Appendln(nil, runtime.Version(), runtime.GOARCH, buildTags))
 	for _, f := range append([]string{"go.mod", "go.sum"}, g.sources...) {
 		b, err := os.ReadFile(filepath.Join(p.source, f))
 		if err != nil {
@@ -142,7 +142,7 @@ func locate(ctx context.Context, cache string, g group) (place, error) {
 		if f == "go.mod" {
 			p.version = moduleVersion(string(b), g.module)
 		}
-		fmt.Fprintf(hash, "%s %x\n", f, sha256.Sum256(b))
+		hash.Write(fmt.Appendf(nil, "%s %x\n", f, sha256.Sum256(b)))
 	}
 	if p.version == "" {
 		return place{}, fmt.Errorf("hack/tools/go.mod does not require %s", g.module)
@@ -198,12 +198,12 @@ func ensureRunc(ctx context.Context, progress io.Writer, cache string) (string, 
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(progress, "runc %s: unpacking Debian's package\n", pkgs[0].Version)
+		Say(progress, "runc %s: unpacking Debian's package", pkgs[0].Version)
 		if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", pkgs[0].File, tmp).CombinedOutput(); err != nil {
 			return fmt.Errorf("dpkg-deb -x %s: %w: %s", pkgs[0].File, err, out)
 		}
 		if out, err := exec.CommandContext(ctx, filepath.Join(tmp, "usr/sbin/runc"), "--version").CombinedOutput(); err != nil {
-			return fmt.Errorf("Debian's runc does not run here (apt-get install libseccomp2): %w: %s", err, out)
+			return fmt.Errorf("runc of Debian does not run here (apt-get install libseccomp2): %w: %s", err, out)
 		}
 		return nil
 	})
