@@ -12,8 +12,13 @@ import (
 const maxPatience = time.Minute
 
 // patient waits as long as a busy registry asks for, once for each request. The
-// retries above it would come too soon, and be counted against the client.
-type patient struct{ next http.RoundTripper }
+// retries above it would come too soon, and repeat a whole upload where one
+// request of it was turned away.
+type patient struct {
+	next http.RoundTripper
+	// wait is how long to wait where the registry does not say.
+	wait time.Duration
+}
 
 // RoundTrip implements http.RoundTripper.
 func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -21,7 +26,10 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil || resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
 		return resp, err
 	}
-	wait, ok := retryAfter(resp.Header.Get("Retry-After"))
+	wait, ok := p.wait, true
+	if h := resp.Header.Get("Retry-After"); h != "" {
+		wait, ok = retryAfter(h)
+	}
 	if !ok || r.Body != nil && r.GetBody == nil {
 		return resp, nil
 	}

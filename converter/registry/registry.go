@@ -73,7 +73,7 @@ func New(o Options) (*Client, error) {
 	if o.RetryWait == 0 {
 		o.RetryWait = time.Second
 	}
-	o.Transport = &patient{next: o.Transport}
+	o.Transport = &patient{next: o.Transport, wait: o.RetryWait}
 	opts := []remote.Option{
 		remote.WithAuthFromKeychain(o.Keychain),
 		remote.WithTransport(o.Transport),
