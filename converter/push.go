@@ -24,8 +24,9 @@ func (j *job) push(ctx context.Context, n *node) (pushed, error) {
 		return j.pushImage(ctx, n)
 	case isList:
 		return j.pushList(ctx, n)
+	default:
+		return j.pushOther(ctx, n.manifest, 0)
 	}
-	return j.pushOther(ctx, n.manifest, 0)
 }
 
 // pushImage writes the config and the manifest of a converted image.

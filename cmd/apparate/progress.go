@@ -45,6 +45,7 @@ func (p *progress) event(e converter.Event) {
 	case converter.LayerRetried:
 		p.line("layer %d of %d: trying again: %s", e.LayerIndex, p.count, e.Error)
 		p.in[e.Layer], p.fresh[e.Layer] = 0, 0
+	default: // the result says the rest
 	}
 	p.update(e.Time)
 }

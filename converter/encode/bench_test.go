@@ -8,8 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -19,10 +20,14 @@ import (
 // files, about what an image layer holds.
 func goTree(b *testing.B) []byte {
 	b.Helper()
-	root := runtime.GOROOT()
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	root := strings.TrimSpace(string(goroot))
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || out.Len() > 200<<20 || !d.Type().IsRegular() && !d.IsDir() {
 			return err
 		}

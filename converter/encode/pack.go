@@ -114,7 +114,7 @@ func (k *packer) content(r *reader, f *file) error {
 		left -= n
 		// Readers find the end of a member by the next piece without an inner
 		// offset, so content joins a member only behind other content.
-		if k.m != nil && !(k.group && int64(len(k.m.raw))+n <= k.o.GroupSize) {
+		if k.m != nil && (!k.group || int64(len(k.m.raw))+n > k.o.GroupSize) {
 			k.seal()
 		}
 		if err := k.open(); err != nil {

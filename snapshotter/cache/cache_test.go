@@ -333,8 +333,8 @@ func TestLayersInUseStayWithinBudget(t *testing.T) {
 			if ok, err := x.ReadAt(i, make([]byte, 1), 0); !ok || err != nil {
 				t.Fatalf("chunk %d is gone at once: %v", i, err)
 			}
-			if real := disk(t, dir); real > budget || s.Usage() > budget || real > s.Usage() {
-				t.Fatalf("chunk %d: %d bytes on disk, %d accounted, budget %d", i, real, s.Usage(), budget)
+			if taken := disk(t, dir); taken > budget || s.Usage() > budget || taken > s.Usage() {
+				t.Fatalf("chunk %d: %d bytes on disk, %d accounted, budget %d", i, taken, s.Usage(), budget)
 			}
 		}
 	}

@@ -82,11 +82,9 @@ func (l *Layer) claim(need []int, from, until int64, p priority) ([]ticket, erro
 		tickets[k] = b.take(m)
 	}
 	if p == demand {
-		next := 0
+		next := l.memberAt(from)
 		if len(need) > 0 {
 			next = need[len(need)-1] + 1
-		} else {
-			next = l.memberAt(from)
 		}
 		b.extend(next, until)
 	}

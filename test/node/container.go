@@ -90,7 +90,7 @@ func (c *Container) WaitPage(ctx context.Context, url, body string) error {
 		return err
 	case <-c.done:
 		cancel()
-		<-served
+		_ = <-served // the container's end is the better reason
 		return c.ended()
 	}
 }

@@ -75,7 +75,7 @@ func (a *auth) challenge(w http.ResponseWriter, req *http.Request, base string) 
 func (a *auth) serveToken(w http.ResponseWriter, req *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	ok := false
+	var ok bool
 	if req.Method == http.MethodPost {
 		ok = req.ParseForm() == nil && a.known(req.PostForm.Get("username"), req.PostForm.Get("password"), true)
 	} else {

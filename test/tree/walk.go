@@ -74,7 +74,7 @@ func inode(path string) (Inode, [2]uint64, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return Inode{}, [2]uint64{}, err
 	}
-	in := Inode{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: uint64(st.Nlink), MTime: time.Unix(st.Mtim.Unix())}
+	in := Inode{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: st.Nlink, MTime: time.Unix(st.Mtim.Unix())}
 	var err error
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

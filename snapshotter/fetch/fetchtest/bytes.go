@@ -139,8 +139,9 @@ func (b *Bytes) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if faulty {
 		s.fault = &f
 		if f.Err == nil {
-			s.fault.Err = b.fail(off, n, ErrInjected)
-			s.fault.Err.(*fetch.Error).Temporary = true
+			e := b.fail(off, n, ErrInjected)
+			e.Temporary = true
+			s.fault.Err = e
 		}
 		if f.After == 0 && !f.Flip && !f.Block {
 			return nil, s.fault.Err
@@ -151,7 +152,7 @@ func (b *Bytes) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return s, nil
 }
 
-func (b *Bytes) fail(off, n int64, err error) error {
+func (b *Bytes) fail(off, n int64, err error) *fetch.Error {
 	return &fetch.Error{Host: "memory", Range: fmt.Sprintf("bytes=%d-%d", off, off+n-1), Err: err}
 }
 
