@@ -68,7 +68,7 @@ func symlink(name, target string) ent {
 func everything() []ent {
 	long := strings.Repeat("long-directory-name/", 12)
 	owned := reg("owned", []byte("x"))
-	owned.Uid, owned.Gid, owned.Uname, owned.Gname = 1000, 4294967295, "someone", "somegroup"
+	owned.Uid, owned.Gid, owned.Uname, owned.Gname = 1000, 4294967294, "someone", "somegroup"
 	setid := reg("setid", []byte("y"))
 	setid.Mode = 0o6755
 	xattr := reg("with-xattrs", []byte("z"))

@@ -337,6 +337,9 @@ func TestUnsupported(t *testing.T) {
 	year := reg("year", nil)
 	year.ModTime, year.Format = time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC), tar.FormatGNU
 	up := reg("a/../../b", nil)
+	nobody := reg("nobody", nil)
+	nobody.Uid, nobody.Format = 1<<32-1, tar.FormatGNU
+	device := ent{tar.Header{Typeflag: tar.TypeChar, Name: "device", Devmajor: 5000, Format: tar.FormatGNU}, nil}
 	for name, c := range map[string]struct {
 		src  []byte
 		want string
@@ -347,6 +350,8 @@ func TestUnsupported(t *testing.T) {
 		"continuous":      {makeTar(t, cont), "tar type"},
 		"far year":        {makeTar(t, year), "year 12000"},
 		"up":              {makeTar(t, up), ".."},
+		"no owner":        {makeTar(t, nobody), "owner"},
+		"no device":       {makeTar(t, device), "device number"},
 		"file as root":    {makeTar(t, reg("./.", nil)), "root"},
 		"dangling":        {makeTar(t, link("a", "b")), "not in this layer"},
 		"link to dir":     {makeTar(t, dir("d"), link("a", "d")), "directory"},

@@ -113,14 +113,15 @@ func unsupported(h *tar.Header) string {
 		return why
 	}
 	for _, id := range []int{h.Uid, h.Gid} {
-		if id < 0 || int64(id) > math.MaxUint32 {
+		// The largest 32-bit number is the kernel's "no owner".
+		if id < 0 || int64(id) >= math.MaxUint32 {
 			return fmt.Sprintf("owner %d is no user or group number", id)
 		}
 	}
-	for _, n := range []int64{h.Devmajor, h.Devminor} {
-		if (h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock) && (n < 0 || n > math.MaxUint32) {
-			return fmt.Sprintf("%d is no device number", n)
-		}
+	// Linux has 12 bits for the major and 20 for the minor number.
+	device := h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
+	if device && (h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20) {
+		return fmt.Sprintf("%d:%d is no device number", h.Devmajor, h.Devminor)
 	}
 	if y := h.ModTime.UTC().Year(); y < 1 || y > 9999 {
 		return fmt.Sprintf("year %d of the modification time cannot be written", y)
