@@ -41,22 +41,16 @@ type stream struct {
 }
 
 // newReadAhead finds the files of idx that are longer than one request. It looks
-// at chunks alone, as callers keep no entries for long: the chunks of a file are
-// adjacent and of one size, but for the last.
+// at chunks alone, as callers keep no entries for long.
 func newReadAhead(idx *toc.Index, o Options) *readAhead {
 	r := &readAhead{first: 2 * max(o.Coalesce, slack), most: o.ReadAhead}
 	if r.most == 0 {
 		return r
 	}
 	for i := 0; i < len(idx.Chunks); {
-		size := idx.Chunks[i].Size
-		x := extent{idx.Chunks[i].Addr, idx.Chunks[i].Addr + size}
-		for i++; i < len(idx.Chunks); i++ {
-			c, last := &idx.Chunks[i], &idx.Chunks[i-1]
-			if c.Addr != x.end || last.Size != size || c.Size > size {
-				break
-			}
-			x.end += c.Size
+		x := extent{idx.Chunks[i].Addr, idx.Chunks[i].Addr + idx.Chunks[i].Size}
+		for i++; i < len(idx.Chunks) && !idx.Chunks[i].Begin; i++ {
+			x.end = idx.Chunks[i].Addr + idx.Chunks[i].Size
 		}
 		if x.end-x.addr > r.first {
 			r.files = append(r.files, x)

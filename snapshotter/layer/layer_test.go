@@ -470,3 +470,24 @@ func TestMissing(t *testing.T) {
 		t.Error("members that do not exist were fetched")
 	}
 }
+
+// TestReadAheadEndsWithTheFile: what touches in the address space need not be
+// one file.
+func TestReadAheadEndsWithTheFile(t *testing.T) {
+	w := build(t, plan{files: []int64{2 << 20, 2 << 20, 4 << 20}, chunk: 256 << 10, stored: true})
+	b := new(blob)
+	l, _ := open(t, w, b, layer.Options{})
+	for off := int64(0); off < 2<<20; off += 128 << 10 {
+		if err := w.read(t, l, off, 128<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range b.asked() {
+		if s.off+s.n > 5<<19 {
+			t.Errorf("%d bytes from %d were fetched for a file of 2 MiB", s.n, s.off)
+		}
+	}
+}

@@ -68,7 +68,7 @@ func build(t testing.TB, p plan) *world {
 			inner.Write(noise(rnd, rnd.IntN(600)))
 			body := w.plain[addr+at : addr+at+n]
 			w.idx.Chunks = append(w.idx.Chunks, toc.Chunk{Addr: addr + at, Size: n, Member: len(w.idx.Members),
-				Inner: int64(inner.Len()), Digest: sha256.Sum256(body)})
+				Inner: int64(inner.Len()), Digest: sha256.Sum256(body), Begin: at == 0})
 			inner.Write(body)
 			if int64(inner.Len()) >= p.group {
 				flush()

@@ -230,6 +230,7 @@ func (b *builder) chunk(e *rawEntry) error {
 	if !f.dropped {
 		b.x.Chunks = append(b.x.Chunks, Chunk{
 			Addr: f.addr + f.covered, Size: size, Member: b.last.index, Inner: e.inner, Digest: e.chunkDigest,
+			Begin: f.covered == 0,
 		})
 		b.x.Members[b.last.index].Count++
 	}

@@ -75,6 +75,9 @@ type Chunk struct {
 	Inner  int64
 	// Digest is the SHA-256 of the uncompressed bytes.
 	Digest [32]byte
+	// Begin says that a file begins with the chunk: files whose length is a
+	// multiple of BlockSize touch in the address space.
+	Begin bool
 }
 
 // Member is one gzip member of the blob with file content, the least that can
