@@ -101,17 +101,16 @@ func TestTwelveContainersShare(t *testing.T) {
 // read succeeds and every byte is right.
 func TestKillWhileReading(t *testing.T) {
 	h := start(t, "--background-fetch-delay", "-1s")
-	img, files := shell(t, 240, 300_000)
+	const readers, each = 3, 130
+	img, files := shell(t, readers*each, 260_000)
 	ref := h.accelerate(t, "app:v1", img)
 	h.pull(t, ref)
-	want := sums(files)
-	const readers = 3
 	var cs []*node.Container
 	for i := range readers {
-		c, err := h.Run(t.Context(), ref, node.Apparate, "r"+strconv.Itoa(i), nil, "/bin/sh", "-c",
-			// Each reader starts elsewhere, so that all read cold files; a pause
-			// between files spreads them over all kills.
-			fmt.Sprintf("cd /data && echo up && set -- * && n=$(( $# * %d / %d )) && i=0 && for f in \"$@\"; do i=$((i+1)); [ $i -gt $n ] && { sha256sum $f || exit 1; sleep 0.05; }; done; i=0; for f in \"$@\"; do i=$((i+1)); [ $i -le $n ] && { sha256sum $f || exit 1; sleep 0.05; }; done; echo finished; exit 0", i, readers))
+		// Each reads files of its own, with pauses that spread them over all kills.
+		script := fmt.Sprintf("cd /data; echo up; i=0; for f in *; do i=$((i+1)); [ $i -gt %d ] && [ $i -le %d ] || continue; sha256sum $f || exit 1; sleep 0.2; done",
+			i*each, (i+1)*each)
+		c, err := h.Run(t.Context(), ref, node.Apparate, "r"+strconv.Itoa(i), nil, "/bin/sh", "-c", script)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,19 +135,18 @@ func TestKillWhileReading(t *testing.T) {
 			next, err := h.daemon()
 			return err == nil && next != pid
 		})
-		time.Sleep(150 * time.Millisecond) // let it get some reads
+		// One that lives for a second is started anew without a pause.
+		time.Sleep(1100 * time.Millisecond)
 	}
-	for _, c := range cs {
+	all := strings.SplitAfter(sums(files), "\n")
+	for i, c := range cs {
 		wait(t, c)
-		lines := strings.Split(strings.TrimSpace(c.Output()), "\n")
-		got := slices.DeleteFunc(lines, func(s string) bool { return s == "up" || s == "finished" })
-		slices.SortFunc(got, func(a, b string) int { return strings.Compare(a[64:], b[64:]) })
-		if strings.Join(got, "\n")+"\n" != want {
+		if want := "up\n" + strings.Join(all[i*each:(i+1)*each], ""); c.Output() != want {
 			t.Errorf("%s read wrong bytes", c.ID)
 		}
 	}
 	// A container that starts afterwards is served as well.
-	if out := h.sh(t, ref, "after", "cd /data && sha256sum *"); out != want {
+	if out := h.sh(t, ref, "after", "cd /data && sha256sum *"); out != sums(files) {
 		t.Error("a container started after the kills read wrong bytes")
 	}
 }
