@@ -1,10 +1,8 @@
 package tree
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,85 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-
-	"github.com/apparate/apparate/converter"
 	"github.com/apparate/apparate/snapshotter/toc"
 	"github.com/apparate/apparate/test/images"
 	"github.com/apparate/apparate/test/registry"
 )
 
 const timeout = 2 * time.Minute
-
-// accelerate pushes img and converts it; it returns the accelerated reference.
-func accelerate(t testing.TB, reg *registry.Registry, repo string, img v1.Image) string {
-	t.Helper()
-	ref, err := name.ParseReference(reg.Host() + "/" + repo)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(ref, img); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := converter.New(converter.Options{}).Convert(t.Context(), converter.Request{Source: ref.String()}); err != nil {
-		t.Fatal(err)
-	}
-	return ref.String() + "-apparate"
-}
-
-// tars are the uncompressed layers of img.
-func tars(t testing.TB, img v1.Image) []io.Reader {
-	t.Helper()
-	layers, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out []io.Reader
-	for _, l := range layers {
-		r, err := l.Uncompressed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = r.Close() }) // read to its end by then
-		out = append(out, r)
-	}
-	return out
-}
-
-// unpacked walks img as containerd unpacks it.
-func unpacked(t testing.TB, img v1.Image, writable bool) map[string]Inode {
-	t.Helper()
-	ctx := namespaces.WithNamespace(context.Background(), "test")
-	m, closer, err := Unpack(ctx, t.TempDir(), tars(t, img), writable)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tree map[string]Inode
-	err = mount.WithTempMount(ctx, m, func(dir string) (err error) {
-		tree, err = Walk(dir)
-		return err
-	})
-	if err := errors.Join(err, closer()); err != nil {
-		t.Fatal(err)
-	}
-	return tree
-}
-
-// unpackTime leaves out the times that an unpack takes from its clock: those of
-// directories into which a layer put something without listing them.
-func unpackTime(want, got map[string]Inode, began time.Time) []string {
-	var skip []string
-	for p, w := range want {
-		if g, ok := got[p]; ok && w.Mode == g.Mode && w.Mode&0o170000 == 0o040000 && !w.MTime.Before(began) {
-			skip = append(skip, p+" mtime")
-		}
-	}
-	return skip
-}
 
 // The mounted tree is the unpacked one, as a view and through a container's
 // overlay, read by many at once.
@@ -103,17 +28,17 @@ func TestMountedEqualsUnpacked(t *testing.T) {
 			}
 			reg := registry.New(t)
 			lazy := StartLazy(t, timeout, nil)
-			dir := lazy.Mount(t, accelerate(t, reg, "weird:v1", img))
+			dir := lazy.Mount(t, Accelerate(t, reg, "weird:v1", img))
 
 			began := time.Now().Add(-time.Second)
-			want := unpacked(t, img, false)
+			want := Unpacked(t, img, false)
 			got, err := Walk(dir)
 			if err != nil {
 				t.Fatal(err)
 			}
-			report(t, Diff(want, got, unpackTime(want, got, began)...))
+			report(t, Diff(want, got, UnpackTimes(want, got, began)...))
 
-			want = unpacked(t, img, true)
+			want = Unpacked(t, img, true)
 			over := Overlay(t, dir)
 			var wg sync.WaitGroup
 			for range 4 {
@@ -126,7 +51,7 @@ func TestMountedEqualsUnpacked(t *testing.T) {
 						return
 					}
 					// The root of a container is its own, new directory.
-					report(t, Diff(want, got, append(unpackTime(want, got, began), ". mtime")...))
+					report(t, Diff(want, got, append(UnpackTimes(want, got, began), ". mtime")...))
 				}()
 			}
 			wg.Wait()
@@ -143,7 +68,7 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	}
 	reg := registry.New(t)
 	lazy := StartLazy(t, timeout, nil)
-	_, layers, err := lazy.Sources.Resolve(t.Context(), accelerate(t, reg, "weird:v1", img), "")
+	_, layers, err := lazy.Sources.Resolve(t.Context(), Accelerate(t, reg, "weird:v1", img), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +92,7 @@ func TestEveryFaultEverywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	reg := registry.New(t)
-	ref := accelerate(t, reg, "weird:v1", img)
+	ref := Accelerate(t, reg, "weird:v1", img)
 	reg.Heal()
 	whole := readAll(t, reg, ref)
 	if whole.err != nil {
