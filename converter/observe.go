@@ -50,6 +50,9 @@ func (j *job) observe(ctx context.Context) error {
 	if err := j.refuseSource(); err != nil {
 		return err
 	}
+	if err := j.refusePlatform(ctx); err != nil {
+		return err
+	}
 	j.previous, err = j.fetch(ctx, j.target)
 	if fault.KindOf(err) == fault.NotFound || fault.KindOf(err) == fault.PullDenied {
 		// Some registries deny what does not exist. If it is a matter of
@@ -75,6 +78,24 @@ func (j *job) refuseSource() error {
 		return fault.New(fault.NotImage, nil, "%s is no container image: %s; only images can be accelerated", j.source, why)
 	}
 	return nil
+}
+
+// refusePlatform says that the source is one image, and not for a platform that
+// was asked for. Only its config tells.
+func (j *job) refusePlatform(ctx context.Context) error {
+	if len(j.platforms) == 0 || isIndex(j.top.MediaType) {
+		return nil
+	}
+	d := j.top.doc.Config
+	raw, err := j.client.ReadBlob(ctx, j.source.Context(), d.Digest, d.Size)
+	if err != nil {
+		return err
+	}
+	c, err := parseConfig(raw, j.source.String())
+	if err != nil || wanted(&c.platform, j.platforms) {
+		return err
+	}
+	return fault.New(fault.NoPlatform, nil, "%s is an image for %s only", j.source, platformName(&c.platform))
 }
 
 // compare judges the target, if there is one.

@@ -124,9 +124,6 @@ func (j *job) planImage(ctx context.Context, n *node) error {
 	}
 	if n.platform == nil {
 		n.platform = &n.config.platform
-		if !wanted(n.platform, j.platforms) {
-			return fault.New(fault.NoPlatform, nil, "%s is an image for %s only", j.source, platformName(n.platform))
-		}
 	}
 	if len(n.config.diffIDs) != len(n.doc.Layers) {
 		return fault.New(fault.ImageInvalid, nil, "%s has %d layers, and its config speaks of %d: push the image again", what, len(n.doc.Layers), len(n.config.diffIDs))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -27,19 +28,26 @@ func run(args []string) int {
 	defer stop()
 	root := newRootCommand()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(os.Stderr, "apparate: %v\nRun 'apparate --help' for the commands.\n", err)
+		complain("%v (see '%s --help')", err, cmd.CommandPath())
 		return 2
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		fmt.Fprintln(os.Stderr, "apparate: interrupted")
+		complain("interrupted")
 		return 130
 	}
-	fmt.Fprintf(os.Stderr, "apparate: %v\n", err)
+	complain("%v", err)
 	return 1
+}
+
+// complain writes what went wrong to standard error, on one line: errors that
+// were joined have several.
+func complain(format string, args ...any) {
+	text := strings.ReplaceAll(strings.TrimSpace(fmt.Sprintf(format, args...)), "\n", "; ")
+	fmt.Fprintln(os.Stderr, "apparate: "+text)
 }
 
 // usageError is a command line that cannot be carried out as written.
@@ -69,7 +77,7 @@ func newRootCommand() *cobra.Command {
 func exactArgs(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s takes %s, got %d arguments", cmd.CommandPath(), what, len(args))}
+			return usageError{fmt.Errorf("%s takes %s, got %d arguments", cmd.Name(), what, len(args))}
 		}
 		return nil
 	}
