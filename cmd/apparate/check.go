@@ -46,9 +46,11 @@ func runCheck(cmd *cobra.Command, o check.Options, output string) error {
 	out := cmd.OutOrStdout()
 	switch output {
 	case "text":
-		o.Progress = func(c check.Compared) {
-			// For the eye only.
-			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s layer %d of %d compared\n", c.Platform, c.LayerIndex, c.Layers)
+		// For the eye only: in a log, standard error is for what went wrong.
+		if w := cmd.ErrOrStderr(); terminalWidth(w) > 0 {
+			o.Progress = func(c check.Compared) {
+				_, _ = fmt.Fprintf(w, "%s layer %d of %d compared\n", c.Platform, c.LayerIndex, c.Layers)
+			}
 		}
 	case "json":
 	default:
@@ -64,9 +66,16 @@ func runCheck(cmd *cobra.Command, o check.Options, output string) error {
 		err = printReport(out, &r)
 	}
 	if !r.Equal() {
-		err = errors.Join(fmt.Errorf("%s differs from %s: %d differences", r.Image, r.Source, r.Total), err)
+		err = errors.Join(fmt.Errorf("%s differs from %s in %s: do not use it; 'apparate convert --force' makes it anew", r.Image, r.Source, places(r.Total)), err)
 	}
 	return err
+}
+
+func places(n int) string {
+	if n == 1 {
+		return "1 place"
+	}
+	return fmt.Sprintf("%d places", n)
 }
 
 // printReport tells a person what was found.

@@ -165,7 +165,7 @@ func (c *checker) run(ctx context.Context) error {
 	}
 	from := acc.Annotations[image.AnnotationSourceDigest]
 	if from == "" {
-		return fault.New(fault.NotAccelerated, nil, "%s is no accelerated image: it does not say which image it was made from", ref)
+		return fault.New(fault.NotAccelerated, nil, "%s is no accelerated image: it does not say which image it was made from; make one with 'apparate convert'", ref)
 	}
 	if _, err := v1.NewHash(from); err != nil {
 		return fault.New(fault.ImageInvalid, err, "%s does not say properly which image it was made from", ref)
