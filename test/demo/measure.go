@@ -150,7 +150,7 @@ func (b *bench) start(ctx context.Context, s source, tag, snapshotter string) (_
 		}
 		err = errors.Join(err, n.Close())
 	}()
-	if err := b.dropCaches(); err != nil {
+	if err := b.dropCaches(ctx); err != nil {
 		return startResult{}, err
 	}
 	port, err := node.FreePort()
@@ -197,7 +197,7 @@ func startContainer(ctx context.Context, n *node.Node, ref, snapshotter string, 
 
 // dropCaches empties the page cache, and reads back the programs that every
 // start runs: a real node has them in memory.
-func (b *bench) dropCaches() error {
+func (b *bench) dropCaches(ctx context.Context) error {
 	d, err := os.Open(b.dir)
 	if err != nil {
 		return err
@@ -207,7 +207,7 @@ func (b *bench) dropCaches() error {
 	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
 		return err
 	}
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+	if err := dropPages(ctx); err != nil {
 		return err
 	}
 	for _, path := range append([]string{b.apparate}, toolFiles(b.tools)...) {
@@ -223,6 +223,29 @@ func (b *bench) dropCaches() error {
 		}
 	}
 	return nil
+}
+
+// dropPages tells the kernel to drop its caches, in a process of its own: the
+// kernel waits for every superblock, and one that is being mounted from a dead
+// FUSE server keeps the writer unkillable. The process is then left behind; its
+// waiter ends with it.
+func dropPages(ctx context.Context) error {
+	const limit = 30 * time.Second
+	cmd := exec.Command("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+	dropped := make(chan error, 1)
+	go func() { dropped <- cmd.Run() }()
+	select {
+	case err := <-dropped:
+		if err != nil {
+			return fmt.Errorf("dropping the page cache: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(limit):
+		return fmt.Errorf("the page cache could not be dropped within %v: some mount on this machine hangs; "+
+			"a FUSE connection with a dead server is ended by writing 1 to its /sys/fs/fuse/connections/N/abort", limit)
+	}
 }
 
 func toolFiles(paths map[string]string) []string {
