@@ -3,12 +3,13 @@ package blobfs_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -69,16 +70,21 @@ func (m *model) ReadAt(ctx context.Context, id uint64, p []byte, off int64) (int
 
 // content is the truth about a blob.
 func content(id uint64, p []byte, off int64) {
-	var word [8]byte
-	for i := range p {
-		if at := off + int64(i); i == 0 || at%8 == 0 {
-			x := id ^ uint64(at/8)*0x9E3779B97F4A7C15
-			x = (x ^ x>>30) * 0xBF58476D1CE4E5B9
-			binary.LittleEndian.PutUint64(word[:], x^x>>27)
-		}
-		p[i] = word[(off+int64(i))%8]
+	truth := pattern()
+	for at := off + int64(id%997)*1009; len(p) > 0; {
+		n := copy(p, truth[at%int64(len(truth)):])
+		p, at = p[n:], at+int64(n)
 	}
 }
+
+// pattern repeats in contents; its length is a prime, so that bytes that went
+// astray by any usual distance show.
+var pattern = sync.OnceValue(func() []byte {
+	b := make([]byte, 1048573)
+	rnd := rand.NewChaCha8([32]byte{1})
+	_, _ = rnd.Read(b) // never fails
+	return b
+})
 
 // checkRead reads n bytes at off and compares them.
 func checkRead(f *os.File, name string, size, off int64, n int) error {

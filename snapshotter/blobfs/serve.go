@@ -23,8 +23,10 @@ type Options struct {
 	// StateFile is where the settings of the connection are kept for the daemon
 	// that takes over; it outlives the daemon, not the boot. Required.
 	StateFile string
-	// MaxBackground is how many requests the kernel keeps in flight that no thread
-	// waits for; 0 means 64. Reads that a thread waits for are not limited.
+	// MaxBackground is how many background requests the kernel gives out at a time;
+	// 0 means 1024. EROFS reads in the background, so when so many reads wait for a
+	// network, all others wait too, also for what is on the disk. Each takes a
+	// buffer of 132 KiB meanwhile.
 	MaxBackground int
 	// Logger gets failed reads and what the FUSE library has to say; nil means
 	// slog.Default().
@@ -45,7 +47,7 @@ type Server struct {
 // dev then belongs to the server; a holder keeps a descriptor of its own.
 func Serve(dev *os.File, s Store, o Options) (*Server, error) {
 	if o.MaxBackground == 0 {
-		o.MaxBackground = 64
+		o.MaxBackground = 1024
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

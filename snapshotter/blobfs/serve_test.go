@@ -45,8 +45,8 @@ func TestReadsEqualTheStore(t *testing.T) {
 		f := open(t, filepath.Join(dir, "a"))
 		g.Go(func() error {
 			rnd := rand.New(rand.NewPCG(1, uint64(w)))
-			for range 200 {
-				if err := checkRead(f, "a", m.sizes["a"], rnd.Int64N(m.sizes["a"]), 1+rnd.IntN(300_000)); err != nil {
+			for range 60 {
+				if err := checkRead(f, "a", m.sizes["a"], rnd.Int64N(m.sizes["a"]), 1+rnd.IntN(200_000)); err != nil {
 					return err
 				}
 			}

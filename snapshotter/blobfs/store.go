@@ -22,11 +22,13 @@
 //
 // # Interrupts
 //
-// The kernel sends FUSE_INTERRUPT when the reader gets any signal at all, also one
-// that it handles and forgets, such as SIGCHLD or the Go runtime's preemption, and
-// when its cgroup is frozen. Answering EINTR would make EROFS fail the page, and
-// the program would see EIO or SIGBUS. So a read is given up only when the reader
-// is being killed; see interrupt.go.
+// When the thread that waits for a read gets any signal at all, also one that it
+// handles and forgets, such as SIGCHLD or the Go runtime's preemption, or when its
+// cgroup is frozen, the kernel sends FUSE_INTERRUPT. Answering EINTR would fail a
+// page for no reason, and what fails a page of EROFS is EIO or SIGBUS to the
+// program. So a read is given up only when its thread is being killed; see
+// interrupt.go. (Linux 6.18 reads for EROFS in the background, where nobody
+// interrupts and a killed program does not wait for the end.)
 package blobfs
 
 import (

@@ -201,4 +201,7 @@ func (e *EROFS) Check(dir string) error {
 
 // Unmount takes the mount at dir away. Who still uses it, overlay mounts included,
 // goes on; the last user frees it. That nothing is mounted there is no error.
+//
+// When nobody uses it, Unmount frees it itself and waits for the pages that are
+// being read, so for their servers: stop serving after unmounting, not before.
 func (e *EROFS) Unmount(dir string) error { return Detach(dir) }

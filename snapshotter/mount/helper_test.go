@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,20 +34,25 @@ const blobSize = 4 << 20
 
 // content is the truth about device i.
 func content(i int, p []byte, off int64) {
-	var word [8]byte
-	for k := range p {
-		if at := off + int64(k); k == 0 || at%8 == 0 {
-			x := uint64(i+1)*0xD1342543DE82EF95 ^ uint64(at/8)*0x9E3779B97F4A7C15
-			x = (x ^ x>>30) * 0xBF58476D1CE4E5B9
-			binary.LittleEndian.PutUint64(word[:], x^x>>27)
-		}
-		p[k] = word[(off+int64(k))%8]
+	truth := pattern()
+	for at := off + int64(i)*1009; len(p) > 0; {
+		n := copy(p, truth[at%int64(len(truth)):])
+		p, at = p[n:], at+int64(n)
 	}
 }
 
+// pattern repeats in contents; its length is a prime, so that bytes that went
+// astray by any usual distance show.
+var pattern = sync.OnceValue(func() []byte {
+	b := make([]byte, 1048573)
+	rnd := rand.NewChaCha8([32]byte{1})
+	_, _ = rnd.Read(b) // never fails
+	return b
+})
+
 // blobs is a Store of any number of devices, named by their index.
 type blobs struct {
-	read func(ctx context.Context, off int64) error
+	read func(ctx context.Context, device int, off int64) error
 	size func()
 }
 
@@ -68,7 +73,7 @@ func (b *blobs) Size(id uint64) (int64, bool) {
 
 func (b *blobs) ReadAt(ctx context.Context, id uint64, p []byte, off int64) (int, error) {
 	if b.read != nil {
-		if err := b.read(ctx, off); err != nil {
+		if err := b.read(ctx, int(id-2), off); err != nil {
 			return 0, err
 		}
 	}
@@ -218,6 +223,8 @@ func TestMain(m *testing.M) {
 		err = helperHold(args[1], args[2])
 	case "daemon":
 		err = helperDaemon(args[1])
+	case "serve": // serves descriptor 3, mounted at a directory
+		err = helperServe(args[1])
 	case "fail":
 		err = errors.New("cannot start")
 	case "deaf": // becomes ready and ignores all signals
@@ -267,12 +274,8 @@ func helperDaemon(root string) error {
 	}
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGUSR2)
-	s := &blobs{read: func(ctx context.Context, off int64) error {
-		time.Sleep(time.Duration(off%5) * time.Millisecond)
-		return ctx.Err()
-	}}
 	dir := filepath.Join(root, "blobs")
-	srv, err := blobfs.Serve(in.Fuse, s, blobfs.Options{Dir: dir, StateFile: filepath.Join(root, "fuse.json")})
+	srv, err := blobfs.Serve(in.Fuse, slow(), blobfs.Options{Dir: dir, StateFile: filepath.Join(root, "fuse.json")})
 	if err != nil {
 		return err
 	}
@@ -298,6 +301,25 @@ func helperDaemon(root string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return srv.Close(ctx)
+}
+
+// slow is a store whose reads take up to 4 ms.
+func slow() *blobs {
+	return &blobs{read: func(ctx context.Context, _ int, off int64) error {
+		time.Sleep(time.Duration(off%5) * time.Millisecond)
+		return ctx.Err()
+	}}
+}
+
+// helperServe serves descriptor 3 and says "ready".
+func helperServe(dir string) error {
+	srv, err := blobfs.Serve(os.NewFile(3, "/dev/fuse"), slow(), blobfs.Options{Dir: dir, StateFile: dir + ".json"})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	srv.Wait()
+	return nil
 }
 
 // answer tells who serves, until the process ends.

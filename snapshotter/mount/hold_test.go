@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/apparate/apparate/snapshotter/blobfs"
 )
 
 // held is a running holder.
@@ -77,39 +79,88 @@ func (h *held) daemon(t testing.TB) (pid int) {
 	return pid
 }
 
-func TestContainersDoNotNoticeKilledDaemons(t *testing.T) {
-	h := hold(t, t.TempDir(), "daemon")
-	dir := filepath.Join(h.root, "root")
-	var stop atomic.Bool
+// readers reads cold pages with several threads; stop ends them and reports. more
+// waits until a number of reads more were answered.
+func readers(dir string) (more func(int64), stop func() error) {
+	var ended atomic.Bool
 	var reads atomic.Int64
-	var g errgroup.Group
+	g := new(errgroup.Group)
 	for i := range 6 {
 		g.Go(func() error {
-			return checkRandom(dir, 2, uint64(i), func(int) bool { reads.Add(1); return stop.Load() })
+			return checkRandom(dir, 2, uint64(i), func(int) bool { reads.Add(1); return ended.Load() })
 		})
 	}
-	for i := range 20 {
-		// The socket answers in between, from one daemon after the other.
-		pid := ask(t, h.socket)
-		for at := reads.Load(); reads.Load() < at+10; {
+	more = func(n int64) {
+		for at := reads.Load(); reads.Load() < at+n; {
 			time.Sleep(time.Millisecond)
 		}
-		switch {
-		case i < 3 || i%4 == 3: // more would be started less often
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		default:
-			if err := h.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
+	}
+	return more, func() error { ended.Store(true); return g.Wait() }
+}
+
+func TestKilledServersAreNotNoticed(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	blobs := filepath.Join(root, "blobs")
+	dev, err := blobfs.Connect(blobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dev.Close() }) // only shared with helpers
+	guard(t, root, blobs)
+	start := func() *exec.Cmd {
+		cmd := helper(t.Context(), "serve", blobs)
+		cmd.ExtraFiles = []*os.File{dev}
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+			t.Fatalf("server: %q, %v", line, err)
+		}
+		return cmd
+	}
+	server := start()
+	end := func() {
+		if err := server.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = server.Wait() // killed
+	}
+	t.Cleanup(func() { end() }) // after unmounting, which waits for pages under way
+	more, stop := readers(mounted(t, &EROFS{}, root, blobs, 2))
+	for range 20 {
+		more(10)
+		end()
+		server = start()
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestContainersDoNotNoticeNewDaemons(t *testing.T) {
+	h := hold(t, t.TempDir(), "daemon")
+	more, stop := readers(filepath.Join(h.root, "root"))
+	// The socket answers in between, from one daemon after the other.
+	for _, sig := range []syscall.Signal{unix.SIGKILL, unix.SIGHUP, unix.SIGKILL, unix.SIGKILL, unix.SIGHUP, unix.SIGHUP} {
+		pid := ask(t, h.socket)
+		more(10)
+		to := pid
+		if sig == unix.SIGHUP {
+			to = h.cmd.Process.Pid
+		}
+		if err := unix.Kill(to, sig); err != nil {
+			t.Fatal(err)
 		}
 		for next := pid; next == pid; next = ask(t, h.socket) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	stop.Store(true)
-	if err := g.Wait(); err != nil {
+	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	h.end(t)
