@@ -5,15 +5,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // WeirdCount is how many images Weird makes.
@@ -41,31 +36,15 @@ func Weird(i int) (v1.Image, error) {
 	default:
 		return nil, fmt.Errorf("there are %d weird images, none is number %d", WeirdCount, i)
 	}
-	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
-	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
-	for _, entries := range layers {
+	tars := make([]Blob, len(layers))
+	for i, entries := range layers {
 		text, err := weirdTar(entries)
 		if err != nil {
 			return nil, err
 		}
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(text)), nil
-		}, tarball.WithMediaType(types.OCILayer))
-		if err != nil {
-			return nil, err
-		}
-		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: types.OCILayer}); err != nil {
-			return nil, err
-		}
+		tars[i].Bytes = text
 	}
-	f, err := img.ConfigFile()
-	if err != nil {
-		return nil, err
-	}
-	f = f.DeepCopy()
-	f.OS, f.Architecture, f.Created = "linux", runtime.GOARCH, v1.Time{Time: created()}
-	f.Config.Cmd = []string{"/nothing"}
-	return mutate.ConfigFile(img, f)
+	return Compose(tars...)
 }
 
 // entry is one tar entry; mode 0 means 0644, or 0755 for directories.
