@@ -105,10 +105,10 @@ func everything() []ent {
 		reg(".wh.gone", nil), reg("dir.d/.wh..wh..opq", nil),
 		reg("a\"quote\\and\nnewline", []byte("q")),
 	}
-	for i := range 300 {
-		ents = append(ents, reg(fmt.Sprintf("small/%03d", i), noise(uint64(i), i*7)))
+	for i := range 60 { // more than one group
+		ents = append(ents, reg(fmt.Sprintf("small/%03d", i), noise(uint64(i), i*90)))
 	}
-	for i := range 400 { // a run of headers longer than a member's tail
+	for i := range 150 { // a run of headers longer than a member's tail
 		ents = append(ents, dir(fmt.Sprintf("many/%04d/", i)))
 	}
 	return append(ents, reg("last", []byte("last")))
