@@ -57,17 +57,12 @@ Needs root, /dev/fuse and a kernel with file-backed EROFS (6.12 or newer).`,
 }
 
 func (c *mountConfig) run(ctx context.Context) (err error) {
-	if st, err := os.Stat(c.dir); err != nil {
-		return fmt.Errorf("mount point: %w", err)
-	} else if !st.IsDir() {
-		return fmt.Errorf("mount point %s is not a directory", c.dir)
-	}
-	if c.dir, err = filepath.Abs(c.dir); err != nil {
+	if err := c.checkDir(); err != nil {
 		return err
 	}
 	if c.root == "" {
-		if c.root, err = os.MkdirTemp("", "apparate-mount-"); err != nil {
-			return err
+		if c.root, err = os.MkdirTemp(temporaryDir(), "apparate-mount-"); err != nil {
+			return fmt.Errorf("%w: choose a directory with --cache", err)
 		}
 		root := c.root
 		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
@@ -75,6 +70,46 @@ func (c *mountConfig) run(ctx context.Context) (err error) {
 	if c.root, err = filepath.Abs(c.root); err != nil {
 		return err
 	}
+	claim, err := mount.Claim(c.root)
+	if err != nil {
+		return fmt.Errorf("%w: choose another directory with --cache", err)
+	}
+	err = errors.Join(c.runIn(ctx), claim.Close())
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		err = fmt.Errorf("%w: free some space on the disk of %s, or choose another directory with --cache", err, c.root)
+	case errors.Is(err, unix.ENOTBLK):
+		err = fmt.Errorf("%w: a directory on a disk can be chosen with --cache", err)
+	}
+	return err
+}
+
+// temporaryDir is where the cache is when nobody says where. Not /tmp: it is
+// often in memory, on a tmpfs, from which EROFS cannot be mounted.
+func temporaryDir() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	return "/var/tmp"
+}
+
+// checkDir makes sure that there is a directory to mount at.
+func (c *mountConfig) checkDir() (err error) {
+	st, err := os.Stat(c.dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("mount point %s does not exist: make the directory first", c.dir)
+	case err != nil:
+		return fmt.Errorf("mount point: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("mount point %s is not a directory", c.dir)
+	}
+	c.dir, err = filepath.Abs(c.dir)
+	return err
+}
+
+// runIn mounts with c.root as cache, waits for the end and tells what was fetched.
+func (c *mountConfig) runIn(ctx context.Context) error {
 	dev, err := node.Connect(c.root)
 	if err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 var (
 	// ErrNoRanges says that the registry sent the whole blob where a part was
 	// asked for. Such a registry cannot serve lazy layers.
-	ErrNoRanges = errors.New("registry does not support range requests")
+	ErrNoRanges = errors.New("registry does not support range requests: pull the image the ordinary way, or from another registry")
 	// ErrRange says that the caller asked for bytes outside the blob.
 	ErrRange = errors.New("range is outside the blob")
 	// ErrClosed says that the Blob was closed.

@@ -27,7 +27,7 @@ func Claim(root string) (io.Closer, error) {
 
 // detachOf takes every EROFS mount away whose metadata image lies below root.
 func detachOf(root string) error {
-	root, err := resolve(root)
+	root, err := filepath.Abs(root) // as it was named when it was mounted
 	if err != nil {
 		return err
 	}

@@ -173,7 +173,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: this kernel has no EROFS (modprobe erofs)", err)
 	case errors.Is(err, unix.ENOTBLK):
-		return fmt.Errorf("%w: this kernel does not mount EROFS from files (needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE)", err)
+		return fmt.Errorf("%w: EROFS cannot be mounted from files here (needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, and files that are not on a tmpfs)", err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: run as root with CAP_SYS_ADMIN, outside of user namespaces", err)
 	}

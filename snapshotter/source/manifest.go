@@ -38,9 +38,9 @@ const (
 var (
 	ErrNotFound     = errors.New("not found: check the name, the tag and whether you may see it")
 	ErrNoPermission = errors.New("no permission to pull: log in with 'docker login', or check the credentials")
-	ErrUnreachable  = errors.New("registry cannot be reached")
+	ErrUnreachable  = errors.New("registry cannot be reached: check the name, the network and proxies")
 	// ErrNotRegistry says that what answers does not speak the OCI distribution protocol.
-	ErrNotRegistry = errors.New("not an answer of an OCI registry")
+	ErrNotRegistry = errors.New("not an answer of an OCI registry: check the host and port")
 	// ErrNoPlatform says that the image exists, but not for the platform.
 	ErrNoPlatform = errors.New("image has no manifest for the platform")
 	// ErrNotManifest says that the digest names an index or something else.
@@ -74,7 +74,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref, platform string) (digest.Di
 	if platform != "" {
 		p, err := platforms.Parse(platform)
 		if err != nil {
-			return "", nil, fmt.Errorf("platform %q: %w", platform, err)
+			return "", nil, fmt.Errorf("%q is no platform such as linux/amd64 or linux/arm64/v8: %w", platform, err)
 		}
 		match = platforms.Only(p)
 	} else {
@@ -241,7 +241,7 @@ func (p *pull) explain(err error) error {
 	_, isNet := errors.AsType[net.Error](err)
 	switch {
 	case errdefs.IsNotFound(err):
-		kind = ErrNotFound
+		return fmt.Errorf("%s: %w", p.named, ErrNotFound) // the cause says the same once more
 	case errors.Is(err, docker.ErrInvalidAuthorization),
 		hasStatus && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
 		kind = ErrNoPermission

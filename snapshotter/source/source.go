@@ -120,7 +120,7 @@ func (r *Resolver) Open(ctx context.Context, ref string, d digest.Digest, size i
 func parseRef(ref string) (reference.Named, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image reference %q: %w", ref, err)
+		return nil, fmt.Errorf("%q is no image name such as registry.example.com/team/app:v1: %w", ref, err)
 	}
 	return named, nil
 }
