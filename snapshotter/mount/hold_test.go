@@ -2,6 +2,7 @@ package mount
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -109,7 +110,8 @@ func TestKilledServersAreNotNoticed(t *testing.T) {
 	t.Cleanup(func() { _ = dev.Close() }) // only shared with helpers
 	guard(t, root, blobs)
 	start := func() *exec.Cmd {
-		cmd := helper(t.Context(), "serve", blobs)
+		// t.Context() ends before the cleanups that need a server.
+		cmd := helper(context.Background(), "serve", blobs)
 		cmd.ExtraFiles = []*os.File{dev}
 		out, err := cmd.StdoutPipe()
 		if err == nil {
