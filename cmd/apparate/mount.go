@@ -15,6 +15,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/mount"
 	"github.com/apparate/apparate/snapshotter/node"
 	"github.com/apparate/apparate/snapshotter/source"
+	"github.com/apparate/apparate/snapshotter/toc"
 )
 
 // mountConfig is the command line of `apparate mount`.
@@ -149,6 +150,9 @@ func (c *mountConfig) serve(ctx context.Context, d *node.Node) error {
 		}
 	}
 	dir, err := d.Images.Mount(ctx, layers, false)
+	if errors.As(err, new(*toc.Error)) {
+		return fmt.Errorf("%w: pull the image the ordinary way, or convert it again", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -54,20 +54,24 @@ func Check(idx *toc.Index) error {
 	for i := range idx.Members {
 		m := &idx.Members[i]
 		if m.First < 0 || m.Count < 1 || m.First+m.Count > len(idx.Chunks) {
-			return fmt.Errorf("member %d has no chunks [%d, %d)", i, m.First, m.First+m.Count)
+			return invalid(toc.ErrHostile, "member %d has no chunks [%d, %d)", i, m.First, m.First+m.Count)
 		}
 		content, at := int64(0), int64(0)
 		for j := m.First; j < m.First+m.Count; j++ {
 			c := &idx.Chunks[j]
 			if c.Member != i || c.Inner < at {
-				return fmt.Errorf("chunk %d is not where member %d has it", j, i)
+				return invalid(toc.ErrHostile, "chunk %d is not where member %d has it", j, i)
 			}
 			at = c.Inner + c.Size
 			content += c.Size
 			if content > maxContent || at > maxInner {
-				return fmt.Errorf("member %d needs more than %d bytes of memory", i, maxContent)
+				return invalid(toc.ErrLimit, "member %d needs more than %d bytes of memory", i, maxContent)
 			}
 		}
 	}
 	return nil
+}
+
+func invalid(kind error, format string, args ...any) error {
+	return &toc.Error{Kind: kind, What: fmt.Sprintf(format, args...)}
 }

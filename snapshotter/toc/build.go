@@ -10,6 +10,7 @@ type builder struct {
 	x         Index
 	tocOffset int64
 	entries   int // seen, chunks and dropped ones included
+	text      int // bytes of names, targets and extended attributes so far
 	paths     arena
 	scratch   []byte
 	// file is the regular file whose chunks are being read.
@@ -125,7 +126,14 @@ func (b *builder) entry(e *rawEntry) (Entry, error) {
 		entry.DevMajor, entry.DevMinor = uint32(e.devMajor), uint32(e.devMinor)
 	default: // directories and pipes have nothing of their own
 	}
-	return entry, checkXattrs(e)
+	xattrs, err := checkXattrs(e)
+	if err != nil {
+		return Entry{}, err
+	}
+	if b.text += len(entry.Path) + len(entry.Link) + xattrs; b.text > maxText {
+		return Entry{}, failf(ErrLimit, "its names, link targets and extended attributes have more than %d bytes", maxText)
+	}
+	return entry, nil
 }
 
 // checkOwner refuses owners and modes that no inode has.
@@ -164,24 +172,29 @@ func checkTarget(e *rawEntry) error {
 	return nil
 }
 
-// checkXattrs refuses extended attributes that no inode of EROFS can hold.
-func checkXattrs(e *rawEntry) error {
+// checkXattrs refuses extended attributes that no inode of EROFS can hold. It
+// returns how many bytes they take in memory: none, where they are an earlier
+// entry's.
+func checkXattrs(e *rawEntry) (int, error) {
 	total := 0
 	for name, value := range e.xattrs {
 		switch n := []byte(name); {
 		case name == "" || bytes.IndexByte(n, 0) >= 0:
-			return e.fail(ErrHostile, "an extended attribute has no name")
+			return 0, e.fail(ErrHostile, "an extended attribute has no name")
 		case !faithful(n):
-			return e.fail(ErrUnsupported, notFaithful)
+			return 0, e.fail(ErrUnsupported, notFaithful)
 		case len(value) > maxXattrValue:
-			return e.fail(ErrLimit, fmt.Sprintf("an extended attribute of more than %d bytes", maxXattrValue))
+			return 0, e.fail(ErrLimit, fmt.Sprintf("an extended attribute of more than %d bytes", maxXattrValue))
 		}
 		total += len(name) + len(value) + xattrOverhead
 	}
 	if total > maxXattrTotal {
-		return e.fail(ErrLimit, fmt.Sprintf("extended attributes of more than %d bytes", maxXattrTotal))
+		return 0, e.fail(ErrLimit, fmt.Sprintf("extended attributes of more than %d bytes", maxXattrTotal))
 	}
-	return nil
+	if e.shared {
+		return 0, nil
+	}
+	return total, nil
 }
 
 // openFile gives the regular file e its place and takes its first chunk.

@@ -34,6 +34,7 @@ type rawEntry struct {
 	chunkDigest            [32]byte
 	hasDigest              bool
 	xattrs                 map[string][]byte
+	shared                 bool // xattrs is the map of an earlier entry
 }
 
 // reset empties e and keeps its buffers.
@@ -218,7 +219,7 @@ func (d *decoder) digestField() error {
 
 // xattrsField reads the extended attributes of an entry: an object of base64.
 func (d *decoder) xattrsField() error {
-	d.e.xattrs = nil
+	d.e.xattrs, d.e.shared = nil, false
 	if isNull, err := d.null(); isNull || err != nil {
 		return err
 	}
@@ -244,7 +245,7 @@ func (d *decoder) xattrsField() error {
 		return err
 	}
 	// Neighbours tend to have the same ones, such as a security label.
-	if sameXattrs(m, d.xattrs) {
+	if d.e.shared = sameXattrs(m, d.xattrs); d.e.shared {
 		m = d.xattrs
 	}
 	d.xattrs, d.e.xattrs = m, m

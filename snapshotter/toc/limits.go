@@ -6,7 +6,8 @@ package toc
 const (
 	maxCompressedTOC = 256 << 20 // bytes of the TOC in the blob
 	maxJSON          = 1 << 30   // bytes of the JSON; it is streamed, never held whole
-	maxEntries       = 4 << 20   // entries and chunks
+	maxEntries       = 1 << 20   // entries and chunks; some 130 bytes of memory each
+	maxText          = 128 << 20 // bytes of all names, targets and extended attributes
 	maxPath          = 4096      // bytes of a path, PATH_MAX
 	maxName          = 255       // bytes of a path's element, NAME_MAX
 	maxSymlink       = 4095      // bytes of a symlink's target, PATH_MAX without its NUL

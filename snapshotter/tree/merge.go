@@ -18,9 +18,12 @@ const (
 	// symlinkMode is that of every symlink on Linux.
 	symlinkMode = 0o777
 	setgid      = 0o2000
-	// maxNames bounds the names of a tree. A path of 4096 bytes can ask for
-	// 2048 directories: without a bound, a TOC could use up the node's memory.
-	maxNames = 8 << 20
+	// maxNames bounds the names of a tree, of some 300 bytes of memory each.
+	maxNames = 4 << 20
+	// maxImplicit bounds the directories that no layer lists. A path of 4096
+	// bytes can ask for 2048 of them: without a bound, a small TOC could use up
+	// the node's memory.
+	maxImplicit = 1 << 18
 )
 
 // Merge makes one tree of the layers of an image, the bottom layer first. The
@@ -56,6 +59,8 @@ type merger struct {
 	root  *directory
 	layer int // being applied
 	names int // made so far, for maxNames
+	// implicit counts the directories made for entries below them.
+	implicit int
 	// lastPath is the path of lastDir, the last entry's parent; TOCs list the
 	// entries of a directory one after the other. nil when not known.
 	lastPath string
@@ -202,11 +207,10 @@ func (m *merger) step(d *directory, element string, e *toc.Entry) (*directory, e
 	if n != nil && n.node != nil && n.layer == m.layer {
 		return nil, failThrough(n, e)
 	}
-	dir, err := m.makeDir(d, element, e)
-	if err != nil {
-		return nil, err
+	if m.implicit++; m.implicit > maxImplicit {
+		return nil, fail(toc.ErrLimit, e, "the tree has too many directories that are not listed")
 	}
-	return dir, nil
+	return m.makeDir(d, element, e)
 }
 
 // makeDir returns the directory of a name in d, on behalf of the current layer.
