@@ -32,6 +32,8 @@ func run(args []string) int {
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, new(reported)):
+		return 1
 	case errors.As(err, new(usageError)):
 		complain("%v (see '%s --help')", err, cmd.CommandPath())
 		return 2
@@ -52,6 +54,9 @@ func complain(format string, args ...any) {
 
 // usageError is a command line that cannot be carried out as written.
 type usageError struct{ error }
+
+// reported is an error that the user has been told of.
+type reported struct{ error }
 
 func newRootCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -77,7 +82,7 @@ func newRootCommand() *cobra.Command {
 func exactArgs(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s takes %s, got %d arguments", cmd.Name(), what, len(args))}
+			return usageError{fmt.Errorf("%s takes %s, got %d", cmd.Name(), what, len(args))}
 		}
 		return nil
 	}

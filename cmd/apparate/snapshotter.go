@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
@@ -79,9 +80,20 @@ func (c *snapshotterConfig) run(ctx context.Context) error {
 	if in, ok := mount.Inherited(); ok {
 		return c.serve(ctx, in, log)
 	}
-	return mount.Hold(ctx, mount.HoldOptions{
+	err = mount.Hold(ctx, mount.HoldOptions{
 		Root: c.root, Blobs: images.BlobsDir(c.root), Socket: c.address, Logger: log,
 	})
+	switch {
+	case errors.As(err, new(*exec.ExitError)):
+		// The daemon has said why on the same standard error.
+		log.Error("the daemon did not start", "error", err)
+		return reported{err}
+	case errors.Is(err, mount.ErrRoot):
+		return fmt.Errorf("%w: choose another directory with --root", err)
+	case errors.Is(err, mount.ErrSocket):
+		return fmt.Errorf("%w: choose another path with --address", err)
+	}
+	return err
 }
 
 // serve is the process that does the work, below the holder.

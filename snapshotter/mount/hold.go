@@ -18,6 +18,14 @@ import (
 	"github.com/apparate/apparate/snapshotter/blobfs"
 )
 
+// Why Hold cannot begin, where the cause is one of its options; for errors.Is.
+var (
+	// ErrRoot says that HoldOptions.Root cannot be used.
+	ErrRoot = errors.New("the root directory cannot be used")
+	// ErrSocket says that HoldOptions.Socket cannot be made.
+	ErrSocket = errors.New("the socket cannot be made")
+)
+
 // HoldOptions say what [Hold] holds, and for whom.
 type HoldOptions struct {
 	// Root is the directory of everything on this node. Hold owns the EROFS and
@@ -83,7 +91,7 @@ func Hold(ctx context.Context, o HoldOptions) (err error) {
 	}
 	l, err := listen(o.Socket)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrSocket, err)
 	}
 	defer func() { err = errors.Join(err, l.Close(), os.Remove(o.Socket)) }()
 	dev, err := blobfs.Connect(o.Blobs)
@@ -115,11 +123,11 @@ func again() *exec.Cmd {
 // writes who that is.
 func acquire(root string) (*os.File, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrRoot, err)
 	}
 	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrRoot, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -129,7 +137,7 @@ func acquire(root string) (*os.File, error) {
 		err = record(f, 0)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+		return nil, errors.Join(fmt.Errorf("%w: lock it: %w", ErrRoot, err), f.Close())
 	}
 	return f, nil
 }
