@@ -226,7 +226,7 @@ func TestRefusals(t *testing.T) {
 		"no TOC digest":    {func(l *source.Layer) { l.TOCDigest = "" }, toc.ErrNoDigest},
 		"wrong TOC digest": {func(l *source.Layer) { l.TOCDigest = digest.FromString("x") }, toc.ErrDigest},
 		"unknown blob":     {func(l *source.Layer) { l.Digest = digest.FromString("y") }, fs.ErrNotExist},
-		"hint outside":     {func(l *source.Layer) { l.TOCOffset, l.TOCSize = 1 << 40, 10 }, toc.ErrHostile},
+		"hint outside":     {func(l *source.Layer) { l.TOCOffset, l.TOCSize = 1<<40, 10 }, toc.ErrHostile},
 	} {
 		l := good
 		c.change(&l)
