@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -143,6 +144,46 @@ func TestBadConvertDiskFull(t *testing.T) {
 	}
 	if err := unix.Unmount(p.mnt(), 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An interrupted conversion ends at once and leaves nothing.
+func TestBadConvertInterrupted(t *testing.T) {
+	reg := registry.New(t)
+	app := push(t, reg, "app:v1", small(t))
+	m, err := read(t, app).Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{}, 10)
+	slow := proxy(t, reg, func(_ http.ResponseWriter, r *http.Request) bool {
+		layer := r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, m.Layers[0].Digest.String())
+		if layer {
+			asked <- struct{}{}
+			<-r.Context().Done()
+		}
+		return layer
+	}, nil)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		p := newPlace(t)
+		unmoved(t, reg, func() {
+			cmd := p.command(t.Context(), "convert", slow+"/app:v1")
+			var out, errOut bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &errOut
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			<-asked
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // the exit code tells
+			o := result(cmd, out.String(), errOut.String())
+			o.refused(t, "interrupted")
+			if o.code != 130 {
+				t.Errorf("exit code %d, want 130", o.code)
+			}
+		})
 	}
 }
 

@@ -70,10 +70,16 @@ type host struct {
 // the test nothing of it may be left: no mount, no process.
 func start(t *testing.T, args ...string) *host {
 	t.Helper()
+	return startWith(t, commands[apparate], args...)
+}
+
+// startWith is start with another program as the snapshotter.
+func startWith(t *testing.T, program string, args ...string) *host {
+	t.Helper()
 	reg := registry.New(t)
 	dir := t.TempDir()
 	n, err := node.Start(t.Context(), node.Options{
-		Dir: dir, Tools: commands, Snapshotter: commands[apparate],
+		Dir: dir, Tools: commands, Snapshotter: program,
 		SnapshotterArgs: args, Registries: []string{reg.Host()},
 	})
 	if err != nil {
