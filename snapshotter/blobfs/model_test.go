@@ -91,7 +91,7 @@ func checkRead(f *os.File, name string, size, off int64, n int) error {
 	got := make([]byte, n)
 	k, err := f.ReadAt(got, off)
 	want := max(0, min(int64(n), size-off))
-	if err != nil && !(errors.Is(err, io.EOF) && int64(k) == want) {
+	if err != nil && (!errors.Is(err, io.EOF) || int64(k) != want) {
 		return fmt.Errorf("%s [%d+%d): %w", name, off, n, err)
 	}
 	if int64(k) != want {

@@ -193,7 +193,7 @@ func (e *EROFS) Check(dir string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("check mount %s: %w", dir, err)
 	}
-	if int64(st.Type) != unix.EROFS_SUPER_MAGIC_V1 {
+	if st.Type != unix.EROFS_SUPER_MAGIC_V1 {
 		return fmt.Errorf("%s is mounted, but not with EROFS (type %#x)", dir, st.Type)
 	}
 	return nil

@@ -90,7 +90,9 @@ func (c *Container) WaitPage(ctx context.Context, url, body string) error {
 		return err
 	case <-c.done:
 		cancel()
-		_ = <-served // the container's end is the better reason
+		if err := <-served; err == nil {
+			return nil // just in time
+		}
 		return c.ended()
 	}
 }

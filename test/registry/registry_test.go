@@ -55,7 +55,7 @@ func TestRanges(t *testing.T) {
 		{"bytes=20-99", 206, "uvwxyz"},
 		{"bytes=26-30", 416, ""},
 	} {
-		resp, b, err := get(t, r.Client(), url, c.rng) //nolint:bodyclose // get has read and closed it
+		resp, b, err := get(t, r.Client(), url, c.rng)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +138,7 @@ func TestFaults(t *testing.T) {
 			// request that was reset.
 			c.Transport.(*http.Transport).DisableKeepAlives = true
 			for i := range 3 {
-				resp, b, err := get(t, c, url, "bytes=4-13") //nolint:bodyclose // get has read and closed it
+				resp, b, err := get(t, c, url, "bytes=4-13")
 				good := err == nil && resp.StatusCode == 206 && bytes.Equal(b, alphabet[4:14]) &&
 					resp.Header.Get("Content-Range") == "bytes 4-13/26"
 				if good != (i != 1 || f == Slow) {
@@ -161,7 +161,7 @@ func TestFailEvery(t *testing.T) {
 	r.FailEvery(3, ServerError)
 	var got []int
 	for range 7 {
-		resp, _, err := get(t, r.Client(), url, "bytes=0-1") //nolint:bodyclose // get has read and closed it
+		resp, _, err := get(t, r.Client(), url, "bytes=0-1")
 		if err != nil {
 			t.Fatal(err)
 		}
