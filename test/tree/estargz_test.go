@@ -2,8 +2,10 @@ package tree
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -80,7 +82,8 @@ func buildEstargz(t testing.TB, img v1.Image, options []estargz.Option) v1.Image
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(text), 0, int64(len(text))), options...)
+		b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(text), 0, int64(len(text))),
+			append(slices.Clone(options), estargz.WithCompressionLevel(gzip.BestSpeed))...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,6 @@ package tree
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,15 +19,11 @@ const timeout = 2 * time.Minute
 // The mounted tree is the unpacked one, as a view and through a container's
 // overlay, read by many at once.
 func TestMountedEqualsUnpacked(t *testing.T) {
-	for i := range 2 { // image 2 cannot be lazy, see below
-		t.Run(fmt.Sprintf("weird%d", i), func(t *testing.T) {
-			img, err := images.Weird(i)
-			if err != nil {
-				t.Fatal(err)
-			}
+	for name, img := range lazyImages(t) {
+		t.Run(name, func(t *testing.T) {
 			reg := registry.New(t)
 			lazy := StartLazy(t, timeout, nil)
-			dir := lazy.Mount(t, Accelerate(t, reg, "weird:v1", img))
+			dir := lazy.Mount(t, Accelerate(t, reg, name+":v1", img))
 
 			began := time.Now().Add(-time.Second)
 			want := Unpacked(t, img, false)
