@@ -64,6 +64,9 @@ type Options struct {
 	Transport http.RoundTripper
 	// RetryWait is the first pause between tries; 0 means a second.
 	RetryWait time.Duration
+	// Silence is how long a registry may say nothing while it is read from;
+	// 0 means registry.DefaultSilence.
+	Silence time.Duration
 }
 
 // Converter converts images. It has no state: it may be used from several
@@ -187,7 +190,7 @@ func (c *Converter) Convert(ctx context.Context, r Request) (Result, error) {
 func (c *Converter) begin(r Request) (*job, error) {
 	client, err := registry.New(registry.Options{
 		PlainHTTP: r.PlainHTTP, Insecure: r.Insecure,
-		Keychain: c.o.Keychain, Transport: c.o.Transport, RetryWait: c.o.RetryWait,
+		Keychain: c.o.Keychain, Transport: c.o.Transport, RetryWait: c.o.RetryWait, Silence: c.o.Silence,
 	})
 	if err != nil {
 		return nil, err

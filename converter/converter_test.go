@@ -31,6 +31,8 @@ type lab struct {
 	host string
 	c    *Converter
 	tmp  string
+	// inner is the registry itself, for hooks.
+	inner http.Handler
 
 	mu   sync.Mutex
 	log  []string // "METHOD path"
@@ -40,16 +42,17 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	l := &lab{t: t, tmp: t.TempDir()}
-	inner := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	l.inner = ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.mu.Lock()
 		l.log = append(l.log, r.Method+" "+r.URL.Path)
 		hook := l.hook
 		l.mu.Unlock()
 		if hook == nil || !hook(w, r) {
-			inner.ServeHTTP(w, r)
+			l.inner.ServeHTTP(w, r)
 		}
 	}))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	t.Cleanup(srv.Close)
 	l.host = strings.TrimPrefix(srv.URL, "http://")
 	l.c = New(Options{TempDir: l.tmp, RetryWait: time.Millisecond})

@@ -43,10 +43,11 @@ type Options struct {
 	// MaxDifferences is how many differences are listed; 0 means
 	// DefaultMaxDifferences. A layer with more is not read further.
 	MaxDifferences int
-	// Keychain, Transport and RetryWait are those of registry.Options.
+	// Keychain, Transport, RetryWait and Silence are those of registry.Options.
 	Keychain  authn.Keychain
 	Transport http.RoundTripper
 	RetryWait time.Duration
+	Silence   time.Duration
 	// Progress gets a line for each layer that was compared; it may be nil.
 	Progress func(Compared)
 }
@@ -130,7 +131,7 @@ func Check(ctx context.Context, o Options) (Report, error) {
 	}
 	client, err := registry.New(registry.Options{
 		PlainHTTP: o.PlainHTTP, Insecure: o.Insecure,
-		Keychain: o.Keychain, Transport: o.Transport, RetryWait: o.RetryWait,
+		Keychain: o.Keychain, Transport: o.Transport, RetryWait: o.RetryWait, Silence: o.Silence,
 	})
 	if err != nil {
 		return Report{}, err

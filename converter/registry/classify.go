@@ -42,8 +42,11 @@ func classify(ctx context.Context, d direction, what string, err error) error {
 	var dns *net.DNSError
 	var op *net.OpError
 	var u *url.Error
+	var silent *silentError
 	cause := withoutURL(err)
 	switch {
+	case errors.As(err, &silent):
+		return fault.NewTemporary(fault.Unreachable, silent, "registry %s does not answer: try again later", host)
 	case errors.As(err, &dns), errors.As(err, &op):
 		return fault.NewTemporary(fault.Unreachable, cause, "registry %s cannot be reached: check the name, the network and proxies", host)
 	case errors.As(err, &u):

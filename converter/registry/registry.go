@@ -52,6 +52,9 @@ type Options struct {
 	// RetryWait is the pause before the first repetition of a failed request,
 	// which triples each time; 0 means a second.
 	RetryWait time.Duration
+	// Silence is how long a registry may say nothing while it is read from;
+	// 0 means DefaultSilence.
+	Silence time.Duration
 }
 
 // Client reads from and writes to registries. It remembers tokens, so make one
@@ -73,13 +76,16 @@ func New(o Options) (*Client, error) {
 	if o.RetryWait == 0 {
 		o.RetryWait = time.Second
 	}
-	o.Transport = &patient{next: o.Transport, wait: o.RetryWait}
+	if o.Silence == 0 {
+		o.Silence = DefaultSilence
+	}
+	o.Transport = &patient{next: &watch{next: o.Transport, limit: o.Silence}, wait: o.RetryWait}
 	opts := []remote.Option{
 		remote.WithAuthFromKeychain(o.Keychain),
 		remote.WithTransport(o.Transport),
 		remote.WithUserAgent("apparate"),
 		remote.WithJobs(maxJobs),
-		remote.WithRetryBackoff(remote.Backoff{Duration: o.RetryWait, Factor: 3, Jitter: 0.1, Steps: 3}),
+		remote.WithRetryBackoff(o.backoff()),
 		// A copied manifest with a subject must not write a tag of its own.
 		remote.WithReferrersTagFallback(false),
 	}
@@ -97,7 +103,9 @@ func New(o Options) (*Client, error) {
 func newTransport(insecure bool) http.RoundTripper {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.MaxIdleConnsPerHost = 16
-	t.ResponseHeaderTimeout = 2 * time.Minute
+	// For writes; see watch for reads. A registry hashes a large blob before it
+	// answers.
+	t.ResponseHeaderTimeout = 10 * time.Minute
 	// Layers are compressed already, and their digests are of the bytes as sent.
 	t.DisableCompression = true
 	if insecure {
@@ -118,6 +126,11 @@ func (c *Client) Parse(image string) (name.Reference, error) {
 		return nil, fault.New(fault.BadName, err, "%q is no image name such as registry.example.com/team/app:v1", image)
 	}
 	return ref, nil
+}
+
+// backoff says when a failed request is sent again: twice.
+func (o *Options) backoff() remote.Backoff {
+	return remote.Backoff{Duration: o.RetryWait, Factor: 3, Jitter: 0.1, Steps: 3}
 }
 
 // Manifest is a manifest or an index as the registry has it.
@@ -176,34 +189,6 @@ type rawManifest struct {
 
 func (m rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
 func (m rawManifest) MediaType() (types.MediaType, error) { return m.mediaType, nil }
-
-// CheckPush says whether the credentials allow to push to the repository, by
-// beginning an upload and giving it up.
-func (c *Client) CheckPush(ctx context.Context, repo name.Repository) error {
-	kc := keychain{ctx: ctx, next: c.o.Keychain}
-	err := remote.CheckPushPermission(repo.Tag("latest"), kc, contextTransport{ctx: ctx, next: c.o.Transport})
-	return classify(ctx, push, repo.String(), err)
-}
-
-// keychain and contextTransport give CheckPushPermission, which has no context
-// parameter, the caller's context.
-type keychain struct {
-	ctx  context.Context
-	next authn.Keychain
-}
-
-func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
-	return authn.Resolve(k.ctx, k.next, r)
-}
-
-type contextTransport struct {
-	ctx  context.Context
-	next http.RoundTripper
-}
-
-func (t contextTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	return t.next.RoundTrip(r.WithContext(t.ctx))
-}
 
 // HasBlob says whether the repository has the blob.
 func (c *Client) HasBlob(ctx context.Context, repo name.Repository, digest string) (bool, error) {
