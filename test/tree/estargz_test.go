@@ -23,7 +23,7 @@ func TestMountsWhatEstargzBuilds(t *testing.T) {
 	variants := map[string][]estargz.Option{
 		"default": nil,                                  // and a landmark that says: prefetch nothing
 		"grouped": {estargz.WithMinChunkSize(64 << 10)}, // files share members
-		"chunked": {estargz.WithChunkSize(100_001)},     // chunks that are not made of blocks
+		"chunked": {estargz.WithChunkSize(500_001)},     // chunks that are not made of blocks
 		"ordered": {estargz.WithPrioritizedFiles(startOrder()), // and a landmark behind them
 			estargz.WithAllowPrioritizeNotFound(new([]string))},
 	}
