@@ -99,6 +99,10 @@ func (l *lab) failFrom(first, last int32, wrong func(http.ResponseWriter, *http.
 // there is. The image is right in the end, or there is a clear error and no tag.
 func TestEveryFaultAtEveryRequest(t *testing.T) {
 	for name, wrong := range wrongAnswers() {
+		switch name {
+		case "405", "410", "416", "503":
+			continue // like others here; TestEveryFaultForGood has them
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)

@@ -114,8 +114,10 @@ func checkEstargz(t testing.TB, blob []byte, l Layer, src []byte) {
 		}
 	}
 	for name, s := range last {
+		target := name
 		for s.h.Typeflag == tar.TypeLink {
-			s = last[CleanName(s.h.Linkname)]
+			target = CleanName(s.h.Linkname)
+			s = last[target]
 		}
 		e, ok := r.Lookup(name)
 		if !ok {
@@ -123,9 +125,11 @@ func checkEstargz(t testing.TB, blob []byte, l Layer, src []byte) {
 			continue
 		}
 		checkEntry(t, name, e, s.h)
-		if s.h.Typeflag == tar.TypeReg {
-			// By the name of the entry itself: ChunkEntryForOffset follows no links.
-			checkContent(t, r, e.Name, s.body)
+		if e.Name != target {
+			t.Errorf("%q leads to %q, want %q", name, e.Name, target)
+		}
+		if s.h.Typeflag == tar.TypeReg && name == target {
+			checkContent(t, r, name, s.body)
 		}
 	}
 }
