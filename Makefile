@@ -53,12 +53,14 @@ bench: ## benchmarks of conversion, indexing and the read path
 fuzz: ## each fuzz target for FUZZTIME (default 20s)
 	@for p in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) $$p; done; done
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) -fuzzminimizetime 5x $$p; done; done
 
 .PHONY: lint
 lint: $(GOLANGCI) ## golangci-lint at the pinned version, formatting, go.mod
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
+	@cd test/interop && $(GO) mod tidy -diff
+	@cd hack/tools && $(GO) mod tidy -diff
 	@$(GO) mod verify >/dev/null
 
 $(GOLANGCI):
