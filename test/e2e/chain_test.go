@@ -199,3 +199,28 @@ func foreign(t *testing.T, img v1.Image) v1.Image {
 	}
 	return out
 }
+
+// The rest of an image arrives in the background; from then on the registry is
+// not needed.
+func TestBackgroundFetch(t *testing.T) {
+	h := start(t, "--background-fetch-delay", "100ms")
+	img, files := shell(t, 8, 700_000)
+	ref := h.accelerate(t, "app:v1", img)
+	h.pull(t, ref)
+	eventually(t, "all of it is fetched", func() bool { return h.reg.BlobBytes() > int64(len(files)*700_000) })
+	// The last window may still be on its way to the disk.
+	before := -1
+	eventually(t, "nothing more is asked for", func() bool {
+		n := h.reg.Count()
+		quiet := n == before
+		before = n
+		return quiet
+	})
+	h.reg.FailEvery(1, registry.NotFound)
+	if out := h.sh(t, ref, "offline", "cd /data && sha256sum *"); out != sums(files) {
+		t.Errorf("wrong content: %s", out)
+	}
+	if twice := fetchedTwice(h.reg.BlobLines()); len(twice) > 0 {
+		t.Errorf("fetched more than once: %v", twice)
+	}
+}
