@@ -106,7 +106,7 @@ func withControl(do func(dir string) error) error {
 // mountAt finds the topmost FUSE mount at dir. It asks the mount table and not
 // dir, which may wait for ever.
 func mountAt(dir string) (*mountinfo.Info, error) {
-	dir, err := cleanMountPoint(dir)
+	dir, err := MountPoint(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +120,9 @@ func mountAt(dir string) (*mountinfo.Info, error) {
 	return all[len(all)-1], nil
 }
 
-// cleanMountPoint resolves links in the path of dir, but does not touch dir.
-func cleanMountPoint(dir string) (string, error) {
+// MountPoint makes dir comparable with the mount table: absolute, without links.
+// The last element is not touched, since it may be a mount that does not answer.
+func MountPoint(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("mount point: %w", err)

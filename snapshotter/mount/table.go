@@ -9,12 +9,14 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/apparate/apparate/snapshotter/blobfs"
 )
 
 // Mounted reports whether something is mounted at dir. It reads the mount table
 // and does not touch dir, whose file system may not answer.
 func Mounted(dir string) (bool, error) {
-	dir, err := resolve(dir)
+	dir, err := blobfs.MountPoint(dir)
 	if err != nil {
 		return false, err
 	}
@@ -57,20 +59,6 @@ func below(dir string) ([]*mountinfo.Info, error) {
 	}
 	slices.Reverse(m)
 	return m, nil
-}
-
-// resolve makes dir comparable with the mount table: absolute, without links. The
-// last element is not touched, since it may be a mount that does not answer.
-func resolve(dir string) (string, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", fmt.Errorf("mount point: %w", err)
-	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
-	if err != nil {
-		return "", fmt.Errorf("mount point: %w", err)
-	}
-	return filepath.Join(parent, filepath.Base(dir)), nil
 }
 
 // Detach takes the topmost mount at dir away at once; who uses it goes on. That
