@@ -68,10 +68,6 @@ $(GOLANGCI):
 	@mkdir -p $(@D)
 	GOBIN=$(@D) GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
-.PHONY: generate
-generate: ## nothing is generated yet
-	$(GO) generate ./...
-
 .PHONY: clean
 clean: ## remove what the targets wrote here (the cache outside stays)
 	rm -rf bin out
