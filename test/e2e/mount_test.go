@@ -61,3 +61,40 @@ func TestMountCommand(t *testing.T) {
 		}
 	}
 }
+
+// mountAndRead mounts ref, reads every file of it, unmounts, and returns what
+// the command printed.
+func mountAndRead(t *testing.T, ref string, files map[string][]byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	var out bytes.Buffer
+	cmd := exec.Command(commands[apparate], "mount", ref, dir)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	eventually(t, "the image is mounted", func() bool {
+		select {
+		case err := <-ended:
+			t.Fatalf("apparate mount has ended: %v\n%s", err, &out)
+		default:
+		}
+		_, err := os.Stat(filepath.Join(dir, "data"))
+		return err == nil
+	})
+	for name, want := range files {
+		got, err := os.ReadFile(filepath.Join(dir, "data", name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is wrong: %v", name, err)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("apparate mount: %v\n%s", err, &out)
+	}
+	return out.String()
+}
