@@ -67,28 +67,31 @@ func sourceOf(info snapshots.Info) (source.Layer, error) {
 	return src, nil
 }
 
-// ancestors returns the committed snapshots below key, bottom first. It must
-// run in a transaction.
-func ancestors(ctx context.Context, key string) ([]parent, error) {
+// chainOf returns the committed snapshots from the lowest up to name, with name
+// itself if it is committed. It must run in a transaction.
+func chainOf(ctx context.Context, name string) ([]parent, error) {
 	var chain []parent
-	_, info, _, err := storage.GetInfo(ctx, key)
-	for err == nil && info.Parent != "" {
-		var id string
-		if id, info, _, err = storage.GetInfo(ctx, info.Parent); err != nil {
-			break
+	for name != "" {
+		id, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		name = info.Parent
+		if info.Kind != snapshots.KindCommitted {
+			continue
 		}
 		p := parent{id: id}
 		if info.Labels[labelRemote] != "" && info.Labels[labelSource] != "" {
-			var src source.Layer
-			if src, err = sourceOf(info); err != nil {
-				break
+			src, err := sourceOf(info)
+			if err != nil {
+				return nil, err
 			}
 			p.lazy = &src
 		}
 		chain = append(chain, p)
 	}
 	slices.Reverse(chain)
-	return chain, err
+	return chain, nil
 }
 
 // rewrite puts one EROFS mount in the place of each run of lazy layers among
@@ -96,7 +99,7 @@ func ancestors(ctx context.Context, key string) ([]parent, error) {
 func (s *Snapshotter) rewrite(ctx context.Context, key string, m []mount.Mount) ([]mount.Mount, error) {
 	var chain []parent
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		chain, err = ancestors(ctx, key)
+		chain, err = chainOf(ctx, key)
 		return err
 	})
 	if err != nil {
@@ -183,7 +186,7 @@ func (s *Snapshotter) wanted(ctx context.Context) ([]images.Chain, error) {
 			if lower[name] {
 				continue
 			}
-			chain, err := chainTo(ctx, name)
+			chain, err := chainOf(ctx, name)
 			if err != nil {
 				return err
 			}
@@ -196,27 +199,6 @@ func (s *Snapshotter) wanted(ctx context.Context) ([]images.Chain, error) {
 		return nil
 	})
 	return out, err
-}
-
-// chainTo is ancestors with the snapshot itself on top if that is committed.
-func chainTo(ctx context.Context, name string) ([]parent, error) {
-	chain, err := ancestors(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	id, info, _, err := storage.GetInfo(ctx, name)
-	if err != nil || info.Kind != snapshots.KindCommitted {
-		return chain, err
-	}
-	p := parent{id: id}
-	if info.Labels[labelRemote] != "" && info.Labels[labelSource] != "" {
-		src, err := sourceOf(info)
-		if err != nil {
-			return nil, err
-		}
-		p.lazy = &src
-	}
-	return append(chain, p), nil
 }
 
 // requestSweep asks the sweeper to look once more; it never blocks.

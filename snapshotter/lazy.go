@@ -13,7 +13,7 @@ import (
 
 // resolve makes the layer that the labels name readable, or says why it cannot
 // be lazy. The first layer of a pull sets off all the others.
-func (s *Snapshotter) resolve(ctx context.Context, parent string, labels map[string]string) (source.Layer, error) {
+func (s *Snapshotter) resolve(ctx context.Context, labels map[string]string) (source.Layer, error) {
 	src, err := source.FromLabels(labels)
 	if err != nil && !errors.Is(err, source.ErrNoTOCDigest) {
 		return src, err

@@ -138,7 +138,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	target := want.Labels[labelTarget]
 	if target != "" && s.cfg.Images != nil {
-		src, err := s.resolve(ctx, parent, want.Labels)
+		src, err := s.resolve(ctx, want.Labels)
 		if err == nil {
 			return nil, s.commitLazy(ctx, key, parent, target, src, opts)
 		}
