@@ -28,8 +28,8 @@ const (
 type img struct {
 	id   string
 	keys []Key
-	// sem lets one caller at a time mount or unmount; the others wait.
-	sem chan struct{}
+	// turn lets one caller at a time mount or unmount.
+	turn turn
 
 	// The rest is guarded by Manager.mu.
 	mounted bool
@@ -57,21 +57,15 @@ func (m *Manager) imageDir(id string) string { return filepath.Join(m.cfg.Root, 
 // The directory stays valid until a Keep begins after Mount returned and does
 // not want the image.
 func (m *Manager) Mount(ctx context.Context, layers []source.Layer, keepWhiteouts bool) (string, error) {
-	keys := make([]Key, len(layers))
-	for i, l := range layers {
-		k, err := KeyOf(l.Digest, l.TOCDigest)
-		if err != nil {
-			return "", err
-		}
-		keys[i] = k
+	keys, err := keysOf(layers)
+	if err != nil {
+		return "", err
 	}
-	im := m.touch(keys, keepWhiteouts)
-	select {
-	case im.sem <- struct{}{}:
-		defer func() { <-im.sem }()
-	case <-ctx.Done():
-		return "", ctx.Err()
+	im, err := m.take(ctx, keys, keepWhiteouts)
+	if err != nil {
+		return "", err
 	}
+	defer im.turn.give()
 	dir := filepath.Join(m.imageDir(im.id), mountDir)
 	m.mu.Lock()
 	mounted := im.mounted
@@ -92,6 +86,23 @@ func (m *Manager) Mount(ctx context.Context, layers []source.Layer, keepWhiteout
 	return dir, nil
 }
 
+// take returns the row of the chain when it is the caller's turn.
+func (m *Manager) take(ctx context.Context, keys []Key, keepWhiteouts bool) (*img, error) {
+	for {
+		im := m.touch(keys, keepWhiteouts)
+		if err := im.turn.take(ctx); err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		current := m.images[im.id] == im
+		m.mu.Unlock()
+		if current {
+			return im, nil
+		}
+		im.turn.give() // it was dropped meanwhile
+	}
+}
+
 // touch returns the row of the chain and notes that it is wanted now.
 func (m *Manager) touch(keys []Key, keepWhiteouts bool) *img {
 	id := imageID(keys, keepWhiteouts)
@@ -99,7 +110,7 @@ func (m *Manager) touch(keys []Key, keepWhiteouts bool) *img {
 	defer m.mu.Unlock()
 	im := m.images[id]
 	if im == nil {
-		im = &img{id: id, keys: keys, sem: make(chan struct{}, 1), since: time.Now()}
+		im = &img{id: id, keys: keys, turn: newTurn(), since: time.Now()}
 		m.images[id] = im
 	}
 	m.gen++
@@ -121,7 +132,7 @@ func (m *Manager) addAll(ctx context.Context, layers []source.Layer) error {
 }
 
 // mountImage writes the metadata image if it is not on disk yet and mounts it.
-// The caller holds im.sem.
+// The caller has im.turn.
 func (m *Manager) mountImage(ctx context.Context, im *img, keepWhiteouts bool, dir string) error {
 	meta := filepath.Join(m.imageDir(im.id), metaFile)
 	if _, err := os.Stat(filepath.Join(m.imageDir(im.id), imageFile)); err != nil {
@@ -147,7 +158,7 @@ func (m *Manager) build(ctx context.Context, im *img, keepWhiteouts bool) error 
 	g, gctx := errgroup.WithContext(ctx)
 	for i, k := range im.keys {
 		g.Go(func() (err error) {
-			idx[i], _, err = m.index(gctx, k)
+			idx[i], err = m.index(gctx, k)
 			return err
 		})
 	}
@@ -204,11 +215,11 @@ func (m *Manager) prefetch(keys []Key) {
 	if m.cfg.Prefetch == nil {
 		return
 	}
+	// Under the lock, as closing is: what was told to leave must not come back.
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, k := range keys {
-		m.mu.Lock()
-		e := m.layers[k]
-		m.mu.Unlock()
-		if e != nil && e.lay != nil {
+		if e := m.layers[k]; e != nil && e.lay != nil {
 			m.cfg.Prefetch.Add(string(k), e.lay)
 		}
 	}
@@ -235,7 +246,7 @@ func (m *Manager) adopt() error {
 			continue
 		}
 		mounted := m.cfg.Mount.Check(filepath.Join(dir, d.Name(), mountDir)) == nil
-		m.images[d.Name()] = &img{id: d.Name(), keys: rec.Layers, sem: make(chan struct{}, 1),
+		m.images[d.Name()] = &img{id: d.Name(), keys: rec.Layers, turn: newTurn(),
 			mounted: mounted, since: time.Now()}
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/cache"
 	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/fetch/fetchtest"
+	"github.com/apparate/apparate/snapshotter/prefetch"
 	"github.com/apparate/apparate/snapshotter/source"
 	"github.com/apparate/apparate/snapshotter/toc"
 )
@@ -364,5 +365,95 @@ func TestAdopt(t *testing.T) {
 	}
 	if err := m.UnmountAll(); err != nil || len(w.mounts.mounted) != 0 {
 		t.Errorf("UnmountAll: %v, still mounted %v", err, w.mounts.mounted)
+	}
+}
+
+// fakePrefetch knows which layers it was given and not told to leave.
+type fakePrefetch struct {
+	mu     sync.Mutex
+	layers map[string]bool
+}
+
+func (f *fakePrefetch) Add(key string, _ prefetch.Layer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.layers[key] = true
+}
+
+func (f *fakePrefetch) Remove(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.layers, key)
+}
+
+// Images come and go at the same time; in the end nothing is mounted, open or
+// fetched ahead.
+func TestNothingIsLeft(t *testing.T) {
+	w := newWorld(t)
+	m, _ := w.start(t, time.Nanosecond)
+	p := &fakePrefetch{layers: map[string]bool{}}
+	m.cfg.Prefetch = p
+	chain := []source.Layer{w.layer(t, [2]string{"a", "1"}), w.layer(t, [2]string{"b", "2"})}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				if _, err := m.Mount(t.Context(), chain, false); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 100 {
+				if err := m.Keep(t.Context(), wants()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := m.Keep(t.Context(), wants()); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := m.Stats().Layers; n != 0 || len(p.layers) != 0 || len(w.mounts.mounted) != 0 {
+		t.Errorf("%d layers stay open, %d are prefetched, mounted: %v", n, len(p.layers), w.mounts.mounted)
+	}
+}
+
+// An image that was taken down while Mount waited for its turn is not mounted
+// behind the table's back, where nobody would ever take it down.
+func TestMountAfterDrop(t *testing.T) {
+	w := newWorld(t)
+	m, _ := w.start(t, 0)
+	chain := []source.Layer{w.layer(t, [2]string{"a", "1"})}
+	keys, err := keysOf(chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropped := m.touch(keys, false)
+	if err := dropped.turn.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Mount(t.Context(), chain, false)
+		done <- err
+	}()
+	for waiting := false; !waiting; time.Sleep(time.Millisecond) {
+		m.mu.Lock()
+		waiting = m.gen == 2
+		m.mu.Unlock()
+	}
+	m.mu.Lock()
+	delete(m.images, dropped.id)
+	m.mu.Unlock()
+	dropped.turn.give()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := m.Stats().Images; n != 1 || len(w.mounts.mounted) != 1 {
+		t.Errorf("%d images known, mounted: %v", n, w.mounts.mounted)
 	}
 }

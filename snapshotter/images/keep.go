@@ -27,13 +27,9 @@ func (m *Manager) Keep(ctx context.Context, wanted func(context.Context) ([]Chai
 	}
 	want := map[string]bool{}
 	for _, c := range chains {
-		keys := make([]Key, 0, len(c.Layers))
-		for _, l := range c.Layers {
-			k, err := KeyOf(l.Digest, l.TOCDigest)
-			if err != nil {
-				return err
-			}
-			keys = append(keys, k)
+		keys, err := keysOf(c.Layers)
+		if err != nil {
+			return err
 		}
 		want[imageID(keys, c.KeepWhiteouts)] = true
 	}
@@ -65,12 +61,10 @@ func (m *Manager) unwanted(want map[string]bool, gen uint64) []*img {
 
 // drop unmounts one image unless somebody asked for it meanwhile.
 func (m *Manager) drop(ctx context.Context, im *img, gen uint64) error {
-	select {
-	case im.sem <- struct{}{}:
-		defer func() { <-im.sem }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := im.turn.take(ctx); err != nil {
+		return err
 	}
+	defer im.turn.give()
 	m.mu.Lock()
 	if im.gen > gen {
 		m.mu.Unlock()
@@ -107,7 +101,7 @@ func (m *Manager) release() error {
 			continue
 		}
 		select {
-		case e.sem <- struct{}{}:
+		case e.turn <- struct{}{}:
 		default:
 			continue // being loaded for somebody
 		}
@@ -115,7 +109,7 @@ func (m *Manager) release() error {
 			m.cfg.Prefetch.Remove(string(k))
 		}
 		err := m.closeLocked(e)
-		<-e.sem
+		e.turn.give()
 		if err != nil {
 			return err
 		}

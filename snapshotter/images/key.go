@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/apparate/apparate/snapshotter/source"
 	"github.com/apparate/apparate/snapshotter/toc"
 )
 
@@ -31,6 +32,18 @@ func KeyOf(blob, tocDigest digest.Digest) (Key, error) {
 		}
 	}
 	return Key(blob.Encoded() + "-" + tocDigest.Encoded()[:16]), nil
+}
+
+// keysOf returns the keys of layers, in their order.
+func keysOf(layers []source.Layer) ([]Key, error) {
+	keys := make([]Key, len(layers))
+	for i, l := range layers {
+		var err error
+		if keys[i], err = KeyOf(l.Digest, l.TOCDigest); err != nil {
+			return nil, err
+		}
+	}
+	return keys, nil
 }
 
 // Node is the FUSE node id of the layer's data, and its file name in

@@ -36,10 +36,10 @@ type record struct {
 // entry is a row of the table: a layer that may not be loaded yet.
 type entry struct {
 	key Key
-	// sem lets one caller at a time load; the others wait for it or their ctx.
-	sem chan struct{}
+	// turn lets one caller at a time load.
+	turn turn
 
-	// The rest is written by the holder of sem before lay is set, under Manager.mu.
+	// The rest is written by the holder of turn before lay is set, under Manager.mu.
 	rec  record
 	lay  *layer.Layer
 	used time.Time
@@ -53,12 +53,10 @@ type entry struct {
 // load makes e readable. With src it may ask the registry; without it only
 // what is on disk counts.
 func (e *entry) load(ctx context.Context, m *Manager, src *source.Layer) error {
-	select {
-	case e.sem <- struct{}{}:
-		defer func() { <-e.sem }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := e.turn.take(ctx); err != nil {
+		return err
 	}
+	defer e.turn.give()
 	m.mu.Lock()
 	done := e.lay != nil
 	m.mu.Unlock()
@@ -139,7 +137,7 @@ func check(idx *toc.Index) error {
 	return err
 }
 
-// start opens the cache and makes the reader. The caller holds e.sem.
+// start opens the cache and makes the reader. The caller has e.turn.
 func (m *Manager) start(e *entry, rec record, idx *toc.Index) error {
 	cb, err := m.cfg.Cache.Blob(string(e.key), idx)
 	if err != nil {
@@ -158,22 +156,21 @@ func (m *Manager) start(e *entry, rec record, idx *toc.Index) error {
 }
 
 // index returns the whole index of a layer, from memory or from disk.
-func (m *Manager) index(ctx context.Context, key Key) (*toc.Index, record, error) {
+func (m *Manager) index(ctx context.Context, key Key) (*toc.Index, error) {
 	e, err := m.entry(key)
 	if err != nil {
-		return nil, record{}, err
+		return nil, err
 	}
 	if err := e.load(ctx, m, nil); err != nil {
-		return nil, record{}, err
+		return nil, err
 	}
 	m.mu.Lock()
-	full, rec := e.full, e.rec
+	full := e.full
 	m.mu.Unlock()
-	if full != nil {
-		return full, rec, nil
+	if full == nil {
+		_, full, err = m.fromDisk(key)
 	}
-	rec, full, err = m.fromDisk(key)
-	return full, rec, err
+	return full, err
 }
 
 // closeLocked lets a layer go; its row stays, so that whoever holds it can
@@ -188,12 +185,6 @@ func (m *Manager) closeLocked(e *entry) error {
 	err := e.lay.Close()
 	e.lay, e.full = nil, nil
 	return err
-}
-
-// Has says whether the layer can be served without asking a registry for its TOC.
-func (m *Manager) Has(key Key) bool {
-	_, err := m.cfg.Cache.ReadFile(string(key), recordFile)
-	return err == nil
 }
 
 // record reads layer.json alone.

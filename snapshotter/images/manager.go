@@ -163,7 +163,7 @@ func (m *Manager) entry(key Key) (*entry, error) {
 	if other, ok := m.byNode[node]; ok && other != key {
 		return nil, fmt.Errorf("layers %s and %s have the same node id", key, other)
 	}
-	e := &entry{key: key, sem: make(chan struct{}, 1), used: time.Now()}
+	e := &entry{key: key, turn: newTurn(), used: time.Now()}
 	m.layers[key] = e
 	m.byNode[node] = key
 	return e, nil
@@ -181,3 +181,19 @@ func (m *Manager) byID(node uint64) (*entry, bool) {
 	e, err := m.entry(key)
 	return e, err == nil
 }
+
+// turn is a lock that is waited for no longer than a context lasts.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) give() { <-t }
