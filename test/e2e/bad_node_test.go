@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,8 +11,7 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 )
 
 // On a node that cannot mount EROFS, containers of accelerated images start all
@@ -58,24 +56,8 @@ func TestBadNodeTOC(t *testing.T) {
 // hostile gives every layer of img a TOC that leaves the root, with the right digest.
 func hostile(t *testing.T, img v1.Image) v1.Image {
 	t.Helper()
-	layers, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var adds []mutate.Addendum
-	for _, l := range layers {
-		r, err := l.Compressed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		z, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
+	return rebuilt(t, img, func(l v1.Layer) ([]byte, digest.Digest) {
+		z := content(t, l.Compressed)
 		var at [8]byte
 		if _, err := hex.Decode(at[:], z[len(z)-estargz.FooterSize+16:][:16]); err != nil {
 			t.Fatal(err)
@@ -87,17 +69,6 @@ func hostile(t *testing.T, img v1.Image) v1.Image {
 		if err != nil {
 			t.Fatal(err)
 		}
-		adds = append(adds, mutate.Addendum{
-			Layer: blobLayer(t, b.Bytes()), MediaType: types.OCILayer,
-			Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: d.String()},
-		})
-	}
-	out, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(image(t), types.OCIManifestSchema1), types.OCIConfigJSON), adds...)
-	if err == nil {
-		out, err = mutate.Config(out, cfg.Config)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+		return b.Bytes(), d
+	})
 }

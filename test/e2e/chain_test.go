@@ -11,7 +11,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/apparate/apparate/test/registry"
 )
@@ -155,49 +155,15 @@ func (h *host) image(t *testing.T, ref string) v1.Image {
 // foreign converts img with the estargz package alone.
 func foreign(t *testing.T, img v1.Image) v1.Image {
 	t.Helper()
-	layers, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var adds []mutate.Addendum
-	for _, l := range layers {
-		r, err := l.Uncompressed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
+	return rebuilt(t, img, func(l v1.Layer) ([]byte, digest.Digest) {
+		b := content(t, l.Uncompressed)
 		blob, err := estargz.Build(io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))))
 		if err != nil {
 			t.Fatal(err)
 		}
-		z, err := io.ReadAll(blob)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := blob.Close(); err != nil {
-			t.Fatal(err)
-		}
-		adds = append(adds, mutate.Addendum{
-			Layer: blobLayer(t, z), MediaType: types.OCILayer,
-			Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: blob.TOCDigest().String()},
-		})
-	}
-	base := mutate.MediaType(image(t), types.OCIManifestSchema1)
-	out, err := mutate.Append(mutate.ConfigMediaType(base, types.OCIConfigJSON), adds...)
-	if err == nil {
-		out, err = mutate.Config(out, cfg.Config)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+		z := content(t, func() (io.ReadCloser, error) { return blob, nil })
+		return z, blob.TOCDigest()
+	})
 }
 
 // The rest of an image arrives in the background; from then on the registry is

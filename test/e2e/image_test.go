@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,7 +19,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 
+	api "github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/test/debian"
 	"github.com/apparate/apparate/test/tools"
 )
@@ -147,6 +151,50 @@ func blobLayer(t *testing.T, z []byte) v1.Layer {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// rebuilt is img with other layers: what layer makes of each, and its TOC digest.
+func rebuilt(t *testing.T, img v1.Image, layer func(v1.Layer) ([]byte, digest.Digest)) v1.Image {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var adds []mutate.Addendum
+	for _, l := range layers {
+		z, toc := layer(l)
+		adds = append(adds, mutate.Addendum{
+			Layer: blobLayer(t, z), MediaType: types.OCILayer,
+			Annotations: map[string]string{api.AnnotationTOCDigest: toc.String()},
+		})
+	}
+	base := mutate.MediaType(image(t), types.OCIManifestSchema1)
+	out, err := mutate.Append(mutate.ConfigMediaType(base, types.OCIConfigJSON), adds...)
+	if err == nil {
+		out, err = mutate.Config(out, cfg.Config)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// content is all that open gives.
+func content(t *testing.T, open func() (io.ReadCloser, error)) []byte {
+	t.Helper()
+	r, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(r)
+	if err := errors.Join(err, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // diskUsage is what the files below dir take on disk.
