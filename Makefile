@@ -17,9 +17,9 @@ help: ## show this menu
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build bin/apparate
+build: ## build bin/apparate and bin/apparate-operator
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/apparate
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
 
 .PHONY: demo
 demo: ## convert two images, start each eagerly and lazily over 200 Mbit/s, compare (root)
@@ -60,13 +60,29 @@ lint: $(GOLANGCI) ## golangci-lint at the pinned version, formatting, go.mod
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
 	@cd test/interop && $(GO) mod tidy -diff
-	@cd hack/tools && $(GO) mod tidy -diff
+	@for m in tools kube generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
 	@$(GO) mod verify >/dev/null
 
 $(GOLANGCI):
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (some minutes, once)"
 	@mkdir -p $(@D)
 	GOBIN=$(@D) GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+# The generator is compiled once; go run uses its cache.
+CONTROLLER_GEN = cd hack/generate && GOWORK=off CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
+
+.PHONY: generate
+generate: ## CRDs, RBAC and deep copies from the markers in api and controllers
+	@mkdir -p bin
+	@$(CONTROLLER_GEN)
+	bin/controller-gen object paths=./api/v1alpha1
+	bin/controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd
+	bin/controller-gen rbac:roleName=apparate-operator paths=./controllers/... output:rbac:dir=config/rbac
+
+.PHONY: generated
+generated: generate ## fail where what is generated is not what is committed
+	@git diff --exit-code --stat -- config api || { echo "run 'make generate' and commit the result"; exit 1; }
+	@[ -z "$$(git status --porcelain -- config api)" ] || { git status --short -- config api; echo "run 'make generate' and commit the result"; exit 1; }
 
 .PHONY: clean
 clean: ## remove what the targets wrote here (the cache outside stays)

@@ -17,8 +17,10 @@ type Registry struct {
 }
 
 // StartRegistry runs the registry program, which prints its address first, on
-// the directory dir. The log is beside its content. The caller closes it.
-func StartRegistry(ctx context.Context, program, dir string) (*Registry, error) {
+// the directory dir. The log is beside its content. Further arguments are the
+// program's; "--address" among them replaces that of a free port. The caller
+// closes it.
+func StartRegistry(ctx context.Context, program, dir string, args ...string) (*Registry, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -26,7 +28,8 @@ func StartRegistry(ctx context.Context, program, dir string) (*Registry, error) 
 	if err := os.WriteFile(log, nil, 0o644); err != nil { // the address must be the first line
 		return nil, err
 	}
-	p, err := startProcess("registry", log, program, "--root", filepath.Join(dir, "content"), "--address", "127.0.0.1:0")
+	args = append([]string{program, "--root", filepath.Join(dir, "content"), "--address", "127.0.0.1:0"}, args...)
+	p, err := startProcess("registry", log, args...)
 	if err != nil {
 		return nil, err
 	}

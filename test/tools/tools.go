@@ -1,5 +1,5 @@
 // Package tools provides the external programs that the demo and the tests run:
-// containerd with its shim and ctr, runc, and a registry.
+// containerd with its shim and ctr, runc, a registry, and Kubernetes.
 //
 // The Go programs are built from the Go module proxy at the versions that
 // hack/tools/go.mod pins; runc is Debian's package, unpacked, because building it
@@ -33,34 +33,73 @@ const (
 	Ctr        = "ctr"
 	Registry   = "registry"
 	Runc       = "runc"
+	// Kube is Kubernetes, etcd and kubectl in one program. Beside it are links
+	// by the names of its parts; see KubeParts.
+	Kube = "kube"
 )
 
-// All lists every program, in the order in which a node starts them.
+// All lists the programs of a node, in the order in which they start.
 func All() []string { return []string{Registry, Containerd, Shim, Ctr, Runc} }
+
+// KubeParts are the names under which Kube can be called.
+func KubeParts() []string {
+	return []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
+}
 
 // group is what is built and cached as one: the commands of one module.
 type group struct {
 	name     string // of the cache directory
 	module   string // whose version names the directory
 	programs []string
-	packages []string // what to build, relative to hack/tools
+	dir      string   // of the module that pins it, below hack
+	packages []string // what to build, relative to dir
 	sources  []string // our own files that the result depends on
+	tags     string
+	// version are the packages whose variables are set by the linker to the
+	// module's version, as its own build does.
+	version func(v string) string
+	links   []string // further names of the first program
 }
 
+// nodeTags leave out what the demo and the tests do not use: snapshotters that
+// need C libraries, and the Kubernetes interface, a third of containerd's code.
+const nodeTags = "no_btrfs,no_zfs,no_devmapper,no_cri"
+
 func groups() []group {
-	const cmd = "github.com/containerd/containerd/v2/cmd/"
+	const containerd, distribution = "github.com/containerd/containerd/v2", "github.com/distribution/distribution/v3"
+	variable := func(module string) func(string) string {
+		return func(v string) string { return " -X " + module + "/version.Version=" + v }
+	}
 	return []group{
 		{
-			name: "containerd", module: "github.com/containerd/containerd/v2",
+			name: "containerd", module: containerd, dir: "tools", tags: nodeTags,
 			programs: []string{Containerd, Shim, Ctr},
-			packages: []string{cmd + Containerd, cmd + Shim, cmd + Ctr},
+			packages: []string{containerd + "/cmd/" + Containerd, containerd + "/cmd/" + Shim, containerd + "/cmd/" + Ctr},
+			version:  variable(containerd),
 		},
 		{
-			name: "registry", module: "github.com/distribution/distribution/v3",
+			name: "registry", module: distribution, dir: "tools", tags: nodeTags,
 			programs: []string{Registry}, packages: []string{"./registry"},
-			sources: []string{"registry/main.go"},
+			sources: []string{"registry/main.go"}, version: variable(distribution),
+		},
+		{
+			name: "kube", module: "k8s.io/kubernetes", dir: "kube",
+			programs: []string{Kube}, packages: []string{"."}, sources: []string{"main.go"},
+			version: kubeVersion, links: KubeParts(),
 		},
 	}
+}
+
+// kubeVersion sets what Kubernetes says of itself: without it the server claims to
+// be v0.0.0, and clients that look at the version go wrong.
+func kubeVersion(v string) string {
+	major, minor, _ := strings.Cut(strings.TrimPrefix(v, "v"), ".")
+	minor, _, _ = strings.Cut(minor, ".")
+	var flags string
+	for _, p := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		flags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s -X %[1]s.gitTreeState=clean", p, v, major, minor)
+	}
+	return flags
 }
 
 // CacheDir returns the directory that holds everything the demo and the tests
@@ -107,18 +146,22 @@ func Ensure(ctx context.Context, progress io.Writer, names ...string) (map[strin
 	return paths, nil
 }
 
-// buildTags leave out what the demo and the tests do not use: snapshotters that
-// need C libraries, and the Kubernetes interface, a third of containerd's code.
-const buildTags = "no_btrfs,no_zfs,no_devmapper,no_cri"
-
 func ensureGroup(ctx context.Context, progress io.Writer, cache string, g group) (string, error) {
 	p, err := locate(ctx, cache, g)
 	if err != nil {
 		return "", err
 	}
 	return p.dir, Make(p.dir, func(tmp string) error {
-		args := append([]string{"-tags", buildTags, "-ldflags", "-s -w -X " + g.module + "/version.Version=" + p.version}, g.packages...)
-		return GoBuild(ctx, progress, g.name+" "+p.version, p.source, tmp+string(filepath.Separator), args...)
+		args := append([]string{"-tags", g.tags, "-ldflags", "-s -w" + g.version(p.version)}, g.packages...)
+		if err := GoBuild(ctx, progress, g.name+" "+p.version, p.source, tmp+string(filepath.Separator), args...); err != nil {
+			return err
+		}
+		for _, l := range g.links {
+			if err := os.Symlink(g.programs[0], filepath.Join(tmp, l)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -131,9 +174,9 @@ func locate(ctx context.Context, cache string, g group) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	p := place{source: filepath.Join(root, "hack", "tools")}
+	p := place{source: filepath.Join(root, "hack", g.dir)}
 	hash := sha256.New()
-	hash.Write(fmt.Appendln(nil, runtime.Version(), runtime.GOARCH, buildTags))
+	hash.Write(fmt.Appendln(nil, runtime.Version(), runtime.GOARCH, g.tags))
 	for _, f := range append([]string{"go.mod", "go.sum"}, g.sources...) {
 		b, err := os.ReadFile(filepath.Join(p.source, f))
 		if err != nil {
@@ -145,7 +188,7 @@ func locate(ctx context.Context, cache string, g group) (place, error) {
 		hash.Write(fmt.Appendf(nil, "%s %x\n", f, sha256.Sum256(b)))
 	}
 	if p.version == "" {
-		return place{}, fmt.Errorf("hack/tools/go.mod does not require %s", g.module)
+		return place{}, fmt.Errorf("hack/%s/go.mod does not require %s", g.dir, g.module)
 	}
 	p.dir = filepath.Join(cache, "tools", fmt.Sprintf("%s-%s-%x", g.name, p.version, hash.Sum(nil)[:4]))
 	return p, nil
@@ -169,7 +212,7 @@ func Download(ctx context.Context, names ...string) error {
 		if exists(p.dir) {
 			continue
 		}
-		cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-deps", "-tags", buildTags}, g.packages...)...)
+		cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-deps", "-tags", g.tags}, g.packages...)...)
 		cmd.Dir, cmd.Env = p.source, buildEnv()
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("downloading the modules of %s: %w: %s", g.name, err, out)

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -33,6 +34,17 @@ func main() {
 func run() error {
 	root := flag.String("root", "", "directory of the content")
 	address := flag.String("address", "127.0.0.1:0", "host:port to serve; port 0 takes a free one")
+	notify := flag.String("notify", "", "URL to which notifications of pushes are sent")
+	user := flag.String("user", "", "user name:password that every request must have (Basic)")
+	headers := http.Header{}
+	flag.Func("notify-header", "\"Name: value\" to send along with notifications; may be repeated", func(s string) error {
+		name, value, ok := strings.Cut(s, ":")
+		if !ok {
+			return errors.New("write it as Name: value")
+		}
+		headers.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+		return nil
+	})
 	flag.Parse()
 	if *root == "" {
 		return errors.New("--root is missing: name the directory of the content")
@@ -47,11 +59,16 @@ func run() error {
 	}}
 	config.HTTP.Secret = "one process, nothing to share" // else every start warns
 	config.Catalog.MaxEntries = 1000
+	if *notify != "" {
+		config.Notifications.Endpoints = []configuration.Endpoint{{
+			Name: "notify", URL: *notify, Headers: headers, Timeout: 10 * time.Second, Threshold: 3, Backoff: time.Second,
+		}}
+	}
 	l, err := net.Listen("tcp", *address)
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: handlers.NewApp(ctx, config), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: demand(*user, handlers.NewApp(ctx, config)), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		<-ctx.Done()
 		_ = server.Close() // Serve returns with ErrServerClosed
@@ -61,4 +78,24 @@ func run() error {
 		return err
 	}
 	return nil
+}
+
+// demand lets only requests with the credentials "name:password" through, if there
+// are any. Upstream's way is a file of bcrypt hashes, which takes longer to check
+// than a test's request to answer.
+func demand(user string, next http.Handler) http.Handler {
+	if user == "" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, password, _ := r.BasicAuth()
+		if name+":"+password == user {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprintln(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
+	})
 }
