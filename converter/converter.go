@@ -90,6 +90,9 @@ type Request struct {
 	// Source is the image: "host/repository:tag", with "@digest" or both. With a
 	// digest that very image is converted, wherever its tag has moved.
 	Source string
+	// SourceDigest is what Source has to be; when its tag has moved on, the
+	// conversion is refused with fault.Superseded. Empty takes what is there.
+	SourceDigest string
 	// Target names the result; empty means Source's repository and its tag with
 	// the suffix of accelerated images.
 	Target string
@@ -104,7 +107,7 @@ type Request struct {
 	Force bool
 	// Progress gets events as they happen, one at a time; it must not block for
 	// long. It may be nil.
-	Progress func(Event)
+	Progress func(Event) `json:"-"`
 }
 
 // Observation is how source and target stand to each other.

@@ -33,10 +33,7 @@ func (j *job) fetch(ctx context.Context, ref name.Reference) (*manifest, error) 
 	if err != nil {
 		return nil, err
 	}
-	if doc.MediaType != "" && (isIndex(doc.MediaType) || doc.MediaType == ociManifest || doc.MediaType == dockerManifest) {
-		// What is under the digest counts for more than a header.
-		m.MediaType = doc.MediaType
-	}
+	m.MediaType = manifestType(m.MediaType, doc)
 	return &manifest{Manifest: m, doc: doc}, nil
 }
 
@@ -47,6 +44,9 @@ func (j *job) observe(ctx context.Context) error {
 		return err
 	}
 	j.seen.SourceDigest = j.top.Digest
+	if err := j.refuseOther(); err != nil {
+		return err
+	}
 	if err := j.refuseSource(); err != nil {
 		return err
 	}

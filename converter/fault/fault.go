@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 )
 
 // Kind says what went wrong, in a word that is stable and fit for a condition's
@@ -48,6 +49,8 @@ const (
 	NoPlatform Kind = "NoSuchPlatform"
 	// Superseded: the source tag moved while its image was being converted.
 	Superseded Kind = "Superseded"
+	// NoCatalog: the registry does not list its repositories.
+	NoCatalog Kind = "NoCatalog"
 	// DiskFull: no space for temporary files.
 	DiskFull Kind = "DiskFull"
 	// Canceled: the caller gave up.
@@ -65,6 +68,9 @@ type Error struct {
 	Err error
 	// Retry says that the same request may well succeed later.
 	Retry bool
+	// After is how long the registry wants to be left alone; 0 where it does not
+	// say.
+	After time.Duration
 }
 
 // New makes an Error that cannot be helped by trying again. The cause may be nil.
@@ -77,6 +83,21 @@ func NewTemporary(k Kind, cause error, format string, args ...any) *Error {
 	e := New(k, cause, format, args...)
 	e.Retry = true
 	return e
+}
+
+// WithAfter sets After and returns e.
+func (e *Error) WithAfter(d time.Duration) *Error {
+	e.After = d
+	return e
+}
+
+// After is how long the registry wants to be left alone, as far as err says it.
+func After(err error) time.Duration {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.After
+	}
+	return 0
 }
 
 // Error is the message, and the cause where there is one.

@@ -117,3 +117,9 @@ func withoutURL(err error) error {
 	}
 	return err
 }
+
+// hasStatus says whether a registry's answer with this status led to a fault.
+func hasStatus(e *fault.Error, code int) bool {
+	var te *transport.Error
+	return errors.As(e, &te) && te.StatusCode == code
+}

@@ -52,13 +52,17 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// retryAfter reads the header's two forms (RFC 9110, section 10.2.3).
+// retryAfter reads how long to wait; false for what is longer than patience.
 func retryAfter(h string) (time.Duration, bool) {
-	wait := time.Duration(-1)
-	if n, err := strconv.Atoi(h); err == nil && n >= 0 && n <= int(maxPatience/time.Second) {
-		wait = time.Duration(n) * time.Second
-	} else if t, err := http.ParseTime(h); err == nil {
-		wait = max(0, time.Until(t))
+	wait, ok := parseRetryAfter(h)
+	return wait, ok && wait <= maxPatience
+}
+
+// parseRetryAfter reads the header's two forms (RFC 9110, section 10.2.3).
+func parseRetryAfter(h string) (time.Duration, bool) {
+	if n, err := strconv.ParseUint(h, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, true
 	}
-	return wait, wait >= 0 && wait <= maxPatience
+	t, err := http.ParseTime(h)
+	return max(0, time.Until(t)), err == nil
 }

@@ -65,13 +65,17 @@ type Client struct {
 	pusher *remote.Pusher
 }
 
-// New makes a Client.
-func New(o Options) (*Client, error) {
+// setDefaults fills in what was left out.
+func (o *Options) setDefaults() {
 	if o.Keychain == nil {
 		o.Keychain = authn.DefaultKeychain
 	}
 	if o.Transport == nil {
-		o.Transport = newTransport(o.Insecure)
+		t := NewTransport()
+		if o.Insecure {
+			t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for with --insecure
+		}
+		o.Transport = t
 	}
 	if o.RetryWait == 0 {
 		o.RetryWait = time.Second
@@ -79,6 +83,11 @@ func New(o Options) (*Client, error) {
 	if o.Silence == 0 {
 		o.Silence = DefaultSilence
 	}
+}
+
+// New makes a Client.
+func New(o Options) (*Client, error) {
+	o.setDefaults()
 	o.Transport = &patient{next: &watch{next: o.Transport, limit: o.Silence}, wait: o.RetryWait}
 	opts := []remote.Option{
 		remote.WithAuthFromKeychain(o.Keychain),
@@ -100,7 +109,9 @@ func New(o Options) (*Client, error) {
 	return &Client{o: o, puller: puller, pusher: pusher}, nil
 }
 
-func newTransport(insecure bool) http.RoundTripper {
+// NewTransport makes a transport that suits registries. The caller may change it
+// before its first use.
+func NewTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.MaxIdleConnsPerHost = 16
 	// For writes; see watch for reads. A registry hashes a large blob before it
@@ -108,9 +119,6 @@ func newTransport(insecure bool) http.RoundTripper {
 	t.ResponseHeaderTimeout = 10 * time.Minute
 	// Layers are compressed already, and their digests are of the bytes as sent.
 	t.DisableCompression = true
-	if insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for with --insecure
-	}
 	return t
 }
 
