@@ -27,8 +27,11 @@ type Dispatcher struct {
 	Book     *Book
 	Queue    *conversion.Queue
 	Sessions Sessions
-	// Inventory learns what was handled; it may be nil.
+	// Inventory learns what was handled.
 	Inventory *watch.Inventory
+	// Lost asks for a scan of a registry that does not show a push yet. It must not
+	// block.
+	Lost func(match.Key)
 	// Metrics counts decisions; it may be nil.
 	Metrics *Metrics
 	Now     func() time.Time
@@ -70,7 +73,19 @@ func (d *Dispatcher) report(ctx context.Context, p watch.Push) (watch.Outcome, e
 	if err != nil {
 		return watch.Outcome{}, err
 	}
-	if img.Facts, err = facts(ctx, session, &p, decision.Rule); err != nil {
+	looked := d.Now()
+	if p.Manifest == nil {
+		var settled bool
+		if settled, err = d.look(ctx, session, &p); !settled {
+			// What it shows is the truth for now; the next scan looks again.
+			looked = time.Time{}
+			defer d.Lost(p.Registry)
+		}
+	}
+	if err == nil {
+		img.Facts, err = facts(ctx, session, &p, decision.Rule)
+	}
+	if err != nil {
 		if fault.KindOf(err) == fault.NotFound {
 			return watch.Outcome{Reason: string(fault.NotFound), Message: err.Error()}, nil
 		}
@@ -83,22 +98,49 @@ func (d *Dispatcher) report(ctx context.Context, p watch.Push) (watch.Outcome, e
 			return watch.Outcome{}, err
 		}
 	}
-	if d.Inventory != nil {
-		d.Inventory.Seen(p.Registry, p.Repository, p.Tag, out.Digest, decision.Rule.Way(), d.Now())
-	}
+	d.Inventory.Seen(p.Registry, p.Repository, p.Tag, out.Digest, decision.Rule.Way(), looked)
 	return out, nil
 }
 
-// facts asks the registry what the image is, unless the push says so already.
+// patience are the waits before a registry is asked again that does not show what
+// a notification says: some send it a moment before the tag is moved (CNCF
+// Distribution does), some answer from a replica that is behind.
+var patience = [...]time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond}
+
+// look asks the registry what a push that somebody spoke of has come to. It is
+// not settled when the registry shows something else than what was pushed.
+func (d *Dispatcher) look(ctx context.Context, s *oci.Session, p *watch.Push) (settled bool, err error) {
+	for i := 0; ; i++ {
+		m, _, err := s.Look(ctx, p.Repository, p.Tag, "")
+		if err != nil && fault.KindOf(err) != fault.NotFound {
+			return false, err
+		}
+		p.Manifest = &m
+		if err == nil && d.fresh(p, m.Digest) {
+			return true, nil
+		}
+		if i == len(patience) {
+			return false, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		case <-time.After(patience[i]):
+		}
+	}
+}
+
+// fresh says whether a digest can be what the push was of.
+func (d *Dispatcher) fresh(p *watch.Push, digest string) bool {
+	if p.Digest != "" {
+		return p.Digest == digest
+	}
+	return d.Inventory.Digest(p.Registry, p.Repository, p.Tag) != digest
+}
+
+// facts are what the registry said that the image is.
 func facts(ctx context.Context, s *oci.Session, p *watch.Push, rule *match.Rule) (*match.Facts, error) {
 	m := p.Manifest
-	if m == nil {
-		now, _, err := s.Look(ctx, p.Repository, p.Tag, "")
-		if err != nil {
-			return nil, err
-		}
-		m = &now
-	}
 	in, err := converter.Inspect(*m)
 	if err != nil {
 		// The converter would refuse it with the same words.

@@ -236,7 +236,7 @@ func newParts(m manager.Manager, o Options) *parts {
 		p.changed(p.scannedRules, key)
 	}
 	p.dispatcher = &accelerationrule.Dispatcher{
-		Client: m.GetClient(), Book: p.book, Sessions: p.sessions, Inventory: p.inventory, Now: time.Now,
+		Client: m.GetClient(), Book: p.book, Sessions: p.sessions, Inventory: p.inventory, Lost: p.scanner.Nudge, Now: time.Now,
 		Queue:   &conversion.Queue{Client: m.GetClient(), MaxScanned: o.MaxScanned, MaxTotal: o.MaxTotal, Backlog: p.backlog},
 		Metrics: accelerationrule.NewMetrics(o.registerer()),
 	}

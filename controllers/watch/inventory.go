@@ -70,7 +70,8 @@ func (s *shelf) tagOf(repo, name string) *tag {
 }
 
 // Seen notes that a push of a tag's digest was taken, while it was wanted in the
-// way that as names; see [Interest].
+// way that as names; see [Interest]. With the zero time the next scan looks at the
+// tag in any case.
 func (i *Inventory) Seen(key types.NamespacedName, repo, name, digest, as string, now time.Time) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -83,6 +84,16 @@ func (t *tag) see(digest, as string, now time.Time) {
 		t.digest, t.changed = digest, now
 	}
 	t.looked, t.handledAs = now, as
+}
+
+// Digest is what a tag was when it was last looked at; empty when it is not known.
+func (i *Inventory) Digest(key types.NamespacedName, repo, name string) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if r := i.shelfOf(key).repositories[repo]; r != nil && r.tags[name] != nil {
+		return r.tags[name].digest
+	}
+	return ""
 }
 
 // Accelerated notes that a tag has an accelerated image beside it.

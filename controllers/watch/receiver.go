@@ -183,7 +183,7 @@ func (r *Receiver) follow(ctx context.Context, w http.ResponseWriter, key types.
 			out.Message = string(verdict) + ": " + p.Repository + ":" + p.Tag
 			continue
 		}
-		o, err := r.Report(ctx, Push{Registry: key, Repository: p.Repository, Tag: p.Tag, Origin: Webhook})
+		o, err := r.Report(ctx, Push{Registry: key, Repository: p.Repository, Tag: p.Tag, Digest: p.Digest, Origin: Webhook})
 		if err != nil {
 			r.seen.forget(id)
 			log.FromContext(ctx).Error(err, "following a notification", "registry", key.String(), "repository", p.Repository, "tag", p.Tag)

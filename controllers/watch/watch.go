@@ -42,6 +42,9 @@ type Push struct {
 	Registry types.NamespacedName
 	// Repository is the path within the registry, Tag the tag.
 	Repository, Tag string
+	// Digest is what a notification says that was pushed; empty where it does not
+	// say, and for a scan.
+	Digest string
 	// Manifest is what the registry has there now; nil where only a notification
 	// speaks, and the registry is still to be asked.
 	Manifest *oci.Manifest

@@ -1,0 +1,77 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/apparate/apparate/api/v1alpha1"
+)
+
+// TestPush is the seed's story: switch acceleration on, add a rule, push, and the
+// accelerated image appears, an OCI image that equals its source.
+func TestPush(t *testing.T) {
+	w := newWorld(t, options{})
+	w.apply(w.sample("registry.yaml"))
+	w.apply(w.sample("accelerationrule.yaml"))
+	w.eventually("the rule is ready", func() error { return w.rule("nginx", "True", "Ready") })
+	w.push("nginx:latest", image(t, "nginx 1"))
+	m := w.accelerated("nginx:latest")
+	if m.MediaType != types.OCIManifestSchema1 || m.Config.MediaType != types.OCIConfigJSON {
+		t.Errorf("the media types are %s and %s", m.MediaType, m.Config.MediaType)
+	}
+	for _, l := range m.Layers {
+		if l.MediaType != types.OCILayer {
+			t.Errorf("a layer has the type %s", l.MediaType)
+		}
+	}
+	w.eventually("the rule tells at a glance", func() error {
+		out, err := w.kubectl("", "get", "accelrule", "nginx", "--no-headers")
+		if f := strings.Fields(out); err != nil || len(f) < 5 || strings.Join(f[:5], " ") != "nginx True 1 1 0" {
+			return fmt.Errorf("%s %w", out, err)
+		}
+		return nil
+	})
+	all := w.conversions()
+	if len(all) != 1 || !meta.IsStatusConditionTrue(all[0].Status.Conditions, v1alpha1.ConditionSucceeded) {
+		out, _ := json.MarshalIndent(all, "", " ")
+		t.Errorf("the conversions are %s", out)
+	}
+	if o := all[0].Annotations[v1alpha1.AnnotationOrigin]; o != "webhook" {
+		t.Errorf("it came from %q", o)
+	}
+
+	// Pushed again: the accelerated image follows.
+	w.push("nginx:latest", image(t, "nginx 2"))
+	w.accelerated("nginx:latest")
+}
+
+// TestLost is the same where no notification arrives.
+func TestLost(t *testing.T) {
+	w := newWorld(t, options{lost: true})
+	w.apply(strings.Replace(w.sample("registry.yaml"), "interval: 10m", "interval: 10s", 1))
+	w.apply(w.sample("accelerationrule.yaml"))
+	w.eventually("the rule is ready", func() error { return w.rule("nginx", "True", "Ready") })
+	w.push("nginx:latest", image(t, "nginx 1"))
+	w.accelerated("nginx:latest")
+	w.push("nginx:latest", image(t, "nginx 2"))
+	w.accelerated("nginx:latest")
+}
+
+// rule says whether a rule's condition Ready is as wanted.
+func (w *world) rule(name, status, reason string) error {
+	var r v1alpha1.AccelerationRule
+	if err := w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: name}, &r); err != nil {
+		return err
+	}
+	c := meta.FindStatusCondition(r.Status.Conditions, v1alpha1.ConditionReady)
+	if c == nil || string(c.Status) != status || c.Reason != reason || c.ObservedGeneration != r.Generation {
+		return fmt.Errorf("Ready is %+v", c)
+	}
+	return nil
+}
