@@ -235,13 +235,27 @@ func (w *world) ready() {
 	})
 }
 
-// eventually waits until check returns nil.
+// eventually waits until check returns nil, while the operator runs.
 func (w *world) eventually(what string, check func() error) {
 	w.t.Helper()
+	w.wait(what, true, check)
+}
+
+// eventuallyAlive is eventually where the operator may end.
+func (w *world) eventuallyAlive(what string, check func() error) {
+	w.t.Helper()
+	w.wait(what, false, check)
+}
+
+func (w *world) wait(what string, alive bool, check func() error) {
+	w.t.Helper()
 	var err error
-	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); time.Sleep(20 * time.Millisecond) {
+	for limit := time.Now().Add(60 * time.Second); time.Now().Before(limit); time.Sleep(20 * time.Millisecond) {
 		if err = check(); err == nil {
 			return
+		}
+		if !alive {
+			continue
 		}
 		select {
 		case end := <-w.ended:
