@@ -48,7 +48,12 @@ func (m *mistakes) platforms(field string, all []Platform) {
 	}
 }
 
-const maxPattern = 512
+const (
+	maxPattern = 512
+	// suffix is that of accelerated tags: image.Suffix, which this package does
+	// not import.
+	suffix = "-apparate"
+)
 
 // Validate returns the mistakes of the spec, none if it is good.
 func (r *Registry) Validate() []FieldError {
@@ -111,6 +116,8 @@ func (c *ImageConversion) Validate() []FieldError {
 	m.check(ValidRepository(s.Repository), "spec.repository",
 		"%q must be a repository path in lower case without host and tag, such as library/nginx", s.Repository)
 	m.check(ValidTag(s.Tag), "spec.tag", "%q must be a tag such as v1.2", s.Tag)
+	m.check(!strings.HasSuffix(s.Tag, suffix), "spec.tag", "%q is the tag of an accelerated image: name the plain one", s.Tag)
+	m.check(len(s.Tag)+len(suffix) <= 128, "spec.tag", "%q leaves no room for %s behind it: registries allow 128 characters", s.Tag, suffix)
 	m.check(digestGrammar.MatchString(s.Digest), "spec.digest", "%q must be a digest such as sha256:… with 64 hexadecimal digits", s.Digest)
 	m.format("spec.format", s.Format)
 	m.platforms("spec.platforms", s.Platforms)

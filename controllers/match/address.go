@@ -13,10 +13,11 @@ import (
 type Address struct{ Host, Repository, Tag string }
 
 // ParseAddress reads "host/repository:tag". Docker's shorthands are understood
-// ("nginx:latest" is docker.io/library/nginx:latest), and a digest behind the tag
-// is ignored. The error says what is wrong.
+// ("nginx:latest" is docker.io/library/nginx:latest), a scheme in front of it and
+// a digest behind the tag are ignored. The error says what is wrong.
 func ParseAddress(s string) (Address, error) {
-	named, err := reference.ParseNormalizedNamed(strings.TrimSpace(s))
+	plain := strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(s), "https://"), "http://")
+	named, err := reference.ParseNormalizedNamed(plain)
 	if err != nil {
 		return Address{}, fmt.Errorf("%q is no image address such as registry.example.com/team/app:v1", s)
 	}

@@ -156,6 +156,12 @@ func New(kube *rest.Config, o Options) (manager.Manager, error) {
 			return nil, fmt.Errorf("index %s: %w", name, err)
 		}
 	}
+	// All at once: servers tell the end of a first list about once a second.
+	for _, o := range []client.Object{&v1alpha1.Registry{}, &v1alpha1.AccelerationRule{}, &v1alpha1.ImageConversion{}} {
+		if _, err := m.GetCache().GetInformer(context.Background(), o, ctrlcache.BlockUntilSynced(false)); err != nil {
+			return nil, fmt.Errorf("following %T (are the CRDs installed?): %w", o, err)
+		}
+	}
 	p := newParts(m, o)
 	if err := p.setup(m, o); err != nil {
 		return nil, err

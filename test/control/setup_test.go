@@ -82,6 +82,7 @@ func setup(m *testing.M) (code int, err error) {
 // world is an API server, a registry and an operator for one test.
 type world struct {
 	t         *testing.T
+	cluster   *kube.Cluster
 	namespace string
 	client    client.Client
 	registry  *node.Registry
@@ -97,22 +98,27 @@ type world struct {
 
 // options of a world.
 type options struct {
-	lost         bool     // notifications do not arrive
-	registryArgs []string // further arguments of the registry
-	args         []string // further flags of the operator
-	kubeconfig   string   // instead of the cluster's
-	stopped      bool     // the operator is not started yet
+	lost         bool          // notifications do not arrive
+	registryArgs []string      // further arguments of the registry
+	args         []string      // further flags of the operator
+	kubeconfig   string        // instead of the cluster's
+	cluster      *kube.Cluster // instead of the one that all share
+	stopped      bool          // the operator is not started yet
 }
 
 // newWorld starts a registry and an operator that watches one namespace.
 func newWorld(t *testing.T, o options) *world {
 	t.Helper()
-	w := &world{t: t, namespace: cluster.Namespace(t), token: random(t)}
+	w := &world{t: t, cluster: o.cluster, token: random(t)}
+	if w.cluster == nil {
+		w.cluster = cluster
+	}
+	w.namespace = w.cluster.Namespace(t)
 	scheme, err := operator.Scheme()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.client, err = client.New(cluster.Config, client.Options{Scheme: scheme}); err != nil {
+	if w.client, err = client.New(w.cluster.Config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
 	w.webhook, w.metrics, w.probe = freeAddress(t), freeAddress(t), freeAddress(t)
@@ -130,7 +136,7 @@ func newWorld(t *testing.T, o options) *world {
 	})
 	kubeconfig := o.kubeconfig
 	if kubeconfig == "" {
-		kubeconfig = cluster.Kubeconfig
+		kubeconfig = w.cluster.Kubeconfig
 	}
 	w.args = append([]string{
 		"--kubeconfig", kubeconfig, "--namespace", w.namespace, "--leader-elect=false",
@@ -269,7 +275,7 @@ func (w *world) wait(what string, alive bool, check func() error) {
 
 // kubectl runs kubectl in the world's namespace and returns all that it printed.
 func (w *world) kubectl(stdin string, args ...string) (string, error) {
-	out, bad, err := cluster.Kubectl(w.t.Context(), stdin, append([]string{"-n", w.namespace}, args...)...)
+	out, bad, err := w.cluster.Kubectl(w.t.Context(), stdin, append([]string{"-n", w.namespace}, args...)...)
 	return out + bad, err
 }
 
@@ -289,8 +295,8 @@ func (w *world) sample(file string) string {
 		w.t.Fatal(err)
 	}
 	return strings.NewReplacer(
-		"registry.example.com", "http://"+w.registry.Addr, "change-me-to-a-long-random-token", w.token,
-		"https://http://", "http://",
+		"endpoint: registry.example.com", "endpoint: http://"+w.registry.Addr, "registry.example.com", w.registry.Addr,
+		"change-me-to-a-long-random-token", w.token,
 	).Replace(string(b))
 }
 
