@@ -1,5 +1,5 @@
-// Command apparate converts images, checks them, mounts them, and serves them
-// to containerd: one binary for people and nodes.
+// Command apparate converts images, checks them, says which would be converted,
+// mounts them, and serves them to containerd: one binary for people and nodes.
 package main
 
 import (
@@ -74,7 +74,7 @@ func newRootCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(newConvertCommand(), newCheckCommand(), newMountCommand(), newSnapshotterCommand())
+	cmd.AddCommand(newConvertCommand(), newCheckCommand(), newVerifyCommand(), newMountCommand(), newSnapshotterCommand())
 	return cmd
 }
 

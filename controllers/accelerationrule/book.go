@@ -143,13 +143,13 @@ func (b *Book) read(ctx context.Context) (*page, error) {
 	p := &page{prints: map[match.Key]string{}}
 	var instances []match.Instance
 	for i := range registries.Items {
-		in := InstanceOf(&registries.Items[i])
+		in := match.InstanceOf(&registries.Items[i])
 		instances = append(instances, in)
 		p.prints[in.Key] = fmt.Sprintln(in)
 	}
 	var all []match.Rule
 	for i := range rules.Items {
-		r := RuleOf(&rules.Items[i])
+		r := match.RuleOf(&rules.Items[i])
 		all = append(all, r)
 		p.prints[r.Registry] += "" // a rule may come before its registry
 	}
@@ -203,24 +203,6 @@ func (b *Book) Tag(registry match.Key, repo, tag string) string {
 		return ""
 	}
 	return d.Rule.Way()
-}
-
-// InstanceOf is what decisions need of a Registry.
-func InstanceOf(r *v1alpha1.Registry) match.Instance {
-	return match.Instance{Key: client.ObjectKeyFromObject(r), Host: r.Host(), Enabled: r.Spec.AccelerationEnabled}
-}
-
-// RuleOf is what decisions need of an AccelerationRule.
-func RuleOf(r *v1alpha1.AccelerationRule) match.Rule {
-	t := r.Spec.Trigger
-	return match.Rule{
-		Key:       client.ObjectKeyFromObject(r),
-		Registry:  match.Key{Namespace: r.Namespace, Name: t.RegistryRef.Name},
-		Namespace: t.Namespace, Repository: t.Repository, Tag: t.Tag,
-		Suspended: r.Spec.Suspend,
-		Format:    r.Spec.Conversion.Format, Platforms: r.Spec.Conversion.Platforms,
-		Created: r.CreationTimestamp.Time,
-	}
 }
 
 // Wanted says whether a conversion is still wanted: its rule exists, matches, and

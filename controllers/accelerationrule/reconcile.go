@@ -215,7 +215,7 @@ func (v *visit) mistake() string {
 	if m := v.rule.Validate(); len(m) > 0 {
 		return m[0].Error()
 	}
-	_, bad := match.Compile(nil, []match.Rule{RuleOf(v.rule)})
+	_, bad := match.Compile(nil, []match.Rule{match.RuleOf(v.rule)})
 	if err := bad[client.ObjectKeyFromObject(v.rule)]; err != nil {
 		return err.Error()
 	}
@@ -225,10 +225,10 @@ func (v *visit) mistake() string {
 // Verify says whether a rule would convert the image at an address. The registry
 // may be nil: then hosts are not compared.
 func Verify(rule *v1alpha1.AccelerationRule, registry *v1alpha1.Registry, address string) v1alpha1.VerifyResult {
-	r := RuleOf(rule)
+	r := match.RuleOf(rule)
 	in := match.Instance{Key: r.Registry, Enabled: true}
 	if registry != nil {
-		in = InstanceOf(registry)
+		in = match.InstanceOf(registry)
 	}
 	set, bad := match.Compile([]match.Instance{in}, []match.Rule{r})
 	if err := bad[r.Key]; err != nil {
