@@ -13,8 +13,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -211,9 +209,8 @@ type parts struct {
 	backlog    *conversion.Backlog
 	pool       *conversion.Pool
 	dispatcher *accelerationrule.Dispatcher
-	receiver   *watch.Receiver
+	endpoint   *watch.Endpoint
 	metrics    *watch.Metrics
-	serving    atomic.Bool // notifications are taken
 	// Events of scans, for the reconcilers of registries and of rules.
 	scannedRegistry, scannedRules chan event.TypedGenericEvent[types.NamespacedName]
 }
@@ -246,12 +243,12 @@ func newParts(m manager.Manager, o Options) *parts {
 		Queue:   &conversion.Queue{Client: m.GetClient(), MaxScanned: o.MaxScanned, MaxTotal: o.MaxTotal, Backlog: p.backlog},
 		Metrics: accelerationrule.NewMetrics(o.registerer()),
 	}
-	p.receiver = &watch.Receiver{
-		Report: p.dispatcher.Report, Lost: p.scanner.Nudge, Count: p.metrics.Notification, Now: time.Now,
+	p.endpoint = &watch.Endpoint{Receiver: watch.Receiver{
+		Lost: p.scanner.Nudge, Count: p.metrics.Notification, Now: time.Now,
 		Secrets: func(ctx context.Context, key types.NamespacedName) ([][]byte, error) {
 			return p.secrets(ctx, m.GetClient(), key)
 		},
-	}
+	}}
 	return p
 }
 
@@ -304,11 +301,4 @@ func (p *parts) moved(ctx context.Context, r *v1alpha1.Registry, c *v1alpha1.Ima
 		return true, nil
 	}
 	return changed, err
-}
-
-// Handler is the operator's own HTTP interface: notifications.
-func (p *parts) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(watch.PathPrefix, p.receiver)
-	return mux
 }

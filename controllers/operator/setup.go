@@ -2,18 +2,14 @@ package operator
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/apparate/apparate/api/v1alpha1"
@@ -92,55 +88,14 @@ func (p *parts) followBacklog(m manager.Manager) func(context.Context) error {
 	}
 }
 
-// serve adds the server of notifications, in every replica.
+// serve adds the endpoint for notifications, in every replica.
 func (p *parts) serve(m manager.Manager, o Options) error {
 	if o.NotificationAddress == "0" {
 		return nil
 	}
-	return m.Add(everywhere(func(ctx context.Context) error {
-		l, err := net.Listen("tcp", o.NotificationAddress)
-		if err != nil {
-			return fmt.Errorf("--notification-address: %w", err)
-		}
-		if o.NotificationCert != "" {
-			w, err := certwatcher.New(o.NotificationCert, o.NotificationKey)
-			if err != nil {
-				return errors.Join(fmt.Errorf("--notification-cert: %w", err), l.Close())
-			}
-			go func() {
-				if err := w.Start(ctx); err != nil {
-					log.FromContext(ctx).Error(err, "following the certificate for notifications")
-				}
-			}()
-			l = tls.NewListener(l, &tls.Config{GetCertificate: w.GetCertificate, MinVersion: tls.VersionTLS12})
-		}
-		return p.listen(ctx, l, o)
-	}))
-}
-
-// listen serves notifications until the context ends.
-func (p *parts) listen(ctx context.Context, l net.Listener, o Options) error {
-	// A sender that is slow must not hold a place: there is a bound on them.
-	const patience = 10 * time.Second
-	server := &http.Server{
-		Handler: p.handler(), ReadHeaderTimeout: patience, ReadTimeout: patience, WriteTimeout: 2 * patience,
-		MaxHeaderBytes: 32 << 10,
-		BaseContext:    func(net.Listener) context.Context { return log.IntoContext(ctx, o.Log.WithName("notifications")) },
-	}
-	stopped := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-		defer cancel()
-		stopped <- server.Shutdown(end)
-	}()
-	o.Log.Info("notifications are taken", "address", l.Addr().String(), "path", "/v1/notifications/<namespace>/<registry>")
-	p.serving.Store(true)
-	defer p.serving.Store(false)
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving notifications: %w", err)
-	}
-	return <-stopped
+	p.endpoint.Address, p.endpoint.CertFile, p.endpoint.KeyFile = o.NotificationAddress, o.NotificationCert, o.NotificationKey
+	p.endpoint.Log = o.Log.WithName("notifications")
+	return m.Add(everywhere(func(ctx context.Context) error { return p.endpoint.Run(ctx, p.dispatcher.Report) }))
 }
 
 // probes adds health ("restart me") and readiness ("send me notifications").
@@ -156,7 +111,7 @@ func (p *parts) probes(m manager.Manager, o Options) error {
 			return nil
 		}),
 		m.AddReadyzCheck("notifications", func(*http.Request) error {
-			if o.NotificationAddress != "0" && !p.serving.Load() {
+			if o.NotificationAddress != "0" && p.endpoint.Addr() == nil {
 				return errors.New("notifications are not taken yet")
 			}
 			return nil

@@ -52,8 +52,7 @@ const (
 	Failed          Verdict = "failed" // the registry or Kubernetes did not answer
 )
 
-// Receiver is the source that is told: an HTTP handler for the notifications of
-// registries.
+// Receiver is the HTTP handler for the notifications of registries.
 //
 // A notification is answered when it was followed: the sender keeps it until
 // there is an object that outlives this process. Answers are

@@ -217,8 +217,8 @@ func (s *scan) judge(repo, name string, t tag, listed string, now time.Time) (wo
 }
 
 // lookAt looks at tags and reports those that are new or have moved.
-func (s *scan) lookAt(ctx context.Context, todo []work) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (s *scan) lookAt(all context.Context, todo []work) error {
+	g, ctx := errgroup.WithContext(all)
 	g.SetLimit(looks)
 	var busy atomic.Bool
 	for _, w := range todo {
@@ -238,7 +238,7 @@ func (s *scan) lookAt(ctx context.Context, todo []work) error {
 			return s.goOn(err)
 		})
 	}
-	return errors.Join(g.Wait(), context.Cause(ctx))
+	return errors.Join(g.Wait(), context.Cause(all))
 }
 
 // look looks at one tag.

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -41,6 +42,9 @@ type Scanner struct {
 	Inventory *Inventory
 	// MaxRecheck is the longest time that a known tag is believed; see Recheck.
 	MaxRecheck time.Duration
+	// Retry is how long to wait after a scan that was not complete; it doubles up
+	// to ten minutes. 0 means 15 seconds.
+	Retry time.Duration
 	// Done is called after each scan, complete or not. It must not block.
 	Done func(types.NamespacedName, ScanResult)
 	// Now is the clock.
@@ -61,12 +65,11 @@ type running struct {
 
 var _ Source = (*Scanner)(nil)
 
-// How long to wait after a scan that was not complete, doubling up to the
-// interval; and the wait for more changes before a scan that was asked for.
 const (
 	firstRetry = 15 * time.Second
 	maxRetry   = 10 * time.Minute
-	settle     = 500 * time.Millisecond
+	// settle is the wait for more changes before a scan that was asked for.
+	settle = 500 * time.Millisecond
 )
 
 // Watch adds a registry, or changes how it is scanned.
@@ -153,7 +156,8 @@ func (s *Scanner) Run(ctx context.Context, report Report) error {
 
 // loop scans one registry again and again.
 func (s *Scanner) loop(ctx context.Context, r *running, report Report) {
-	retry := firstRetry
+	first := cmp.Or(s.Retry, firstRetry)
+	retry := first
 	for {
 		s.mu.Lock()
 		t := r.target
@@ -172,10 +176,10 @@ func (s *Scanner) loop(ctx context.Context, r *running, report Report) {
 			wait = max(jitter(retry), fault.After(result.Err))
 			retry = min(2*retry, maxRetry)
 			if errors.Is(result.Err, ErrBusy) {
-				retry = firstRetry // it is our own doing, and passes by itself
+				retry = first // it is our own doing, and passes by itself
 			}
 		} else {
-			retry = firstRetry
+			retry = first
 		}
 		if !s.pause(ctx, r, wait, fault.After(result.Err)) {
 			return
