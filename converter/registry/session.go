@@ -377,7 +377,12 @@ func (p *pingOnce) RoundTrip(r *http.Request) (*http.Response, error) {
 	at := r.URL.Scheme + "://" + r.URL.Host
 	p.mu.Lock()
 	known, ok := p.seen[at]
+	other := len(p.seen) > 0
 	p.mu.Unlock()
+	if !ok && other {
+		// Where plain HTTP is allowed both are tried, each time.
+		return nil, fmt.Errorf("%s does not answer, and is spoken to otherwise", at)
+	}
 	if !ok {
 		resp, err := p.next.RoundTrip(r)
 		if err != nil || resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
