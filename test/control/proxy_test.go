@@ -25,6 +25,7 @@ type fuse struct {
 	step  int
 	fired string // what it was
 	kill  func()
+	seen  func() // told of every request, a step or not; may be nil
 }
 
 // arm resets the count; n 0 only counts.
@@ -56,7 +57,7 @@ func (f *fuse) pass(what string) bool {
 
 // proxy stands between the operator and a server. counts says which requests are
 // steps.
-func (f *fuse) proxy(t *testing.T, target string, transport http.RoundTripper, name string, counts func(*http.Request) bool) *httptest.Server {
+func (f *fuse) proxy(t testing.TB, target string, transport http.RoundTripper, name string, counts func(*http.Request) bool) *httptest.Server {
 	t.Helper()
 	u, err := url.Parse(target)
 	if err != nil {
@@ -83,6 +84,9 @@ func (f *fuse) proxy(t *testing.T, target string, transport http.RoundTripper, n
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f.seen != nil {
+			f.seen()
+		}
 		if counts(r) && !f.pass(fmt.Sprintf("before %s %s %s", name, r.Method, r.URL.Path)) {
 			w.WriteHeader(http.StatusBadGateway)
 			return
@@ -98,7 +102,7 @@ func (f *fuse) proxy(t *testing.T, target string, transport http.RoundTripper, n
 
 // apiProxy makes a kubeconfig that leads through the fuse to the API server. Steps
 // are what changes ImageConversions.
-func (f *fuse) apiProxy(t *testing.T) (kubeconfig string) {
+func (f *fuse) apiProxy(t testing.TB) (kubeconfig string) {
 	t.Helper()
 	transport, err := rest.TransportFor(cluster.Config)
 	if err != nil {

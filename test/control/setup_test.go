@@ -81,7 +81,8 @@ func setup(m *testing.M) (code int, err error) {
 
 // world is an API server, a registry and an operator for one test.
 type world struct {
-	t         *testing.T
+	t         testing.TB
+	limit     time.Duration // how long to wait for anything
 	cluster   *kube.Cluster
 	namespace string
 	client    client.Client
@@ -107,9 +108,9 @@ type options struct {
 }
 
 // newWorld starts a registry and an operator that watches one namespace.
-func newWorld(t *testing.T, o options) *world {
+func newWorld(t testing.TB, o options) *world {
 	t.Helper()
-	w := &world{t: t, cluster: o.cluster, token: random(t)}
+	w := &world{t: t, limit: time.Minute, cluster: o.cluster, token: random(t)}
 	if w.cluster == nil {
 		w.cluster = cluster
 	}
@@ -256,7 +257,7 @@ func (w *world) eventuallyAlive(what string, check func() error) {
 func (w *world) wait(what string, alive bool, check func() error) {
 	w.t.Helper()
 	var err error
-	for limit := time.Now().Add(60 * time.Second); time.Now().Before(limit); time.Sleep(20 * time.Millisecond) {
+	for limit := time.Now().Add(w.limit); time.Now().Before(limit); time.Sleep(20 * time.Millisecond) {
 		if err = check(); err == nil {
 			return
 		}
