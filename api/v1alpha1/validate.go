@@ -51,7 +51,7 @@ func (m *mistakes) platforms(field string, all []Platform) {
 const (
 	maxPattern = 512
 	// suffix is that of accelerated tags: image.Suffix, which this package does
-	// not import.
+	// not import; a test of package match compares them.
 	suffix = "-apparate"
 )
 

@@ -4,16 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/apparate/apparate/api/image"
 )
-
-// TestSuffix proves that the suffix known here is the one of the tags.
-func TestSuffix(t *testing.T) {
-	if suffix != image.Suffix {
-		t.Errorf("%q is not %q", suffix, image.Suffix)
-	}
-}
 
 func TestValidate(t *testing.T) {
 	rule := func(f func(*AccelerationRuleSpec)) []FieldError {

@@ -205,24 +205,26 @@ func (b *rulebook) compile(a match.Address) (*match.Set, error) {
 	for i := range b.rules {
 		r := &b.rules[i]
 		for _, m := range r.Validate() {
-			mistakes = append(mistakes, fmt.Errorf("AccelerationRule %q: %w", r.Name, m))
+			mistakes = append(mistakes, mistake(v1alpha1.KindAccelerationRule, r.Name, m))
 		}
 		rules = append(rules, match.RuleOf(r))
 	}
 	for i := range b.registries {
 		r := &b.registries[i]
 		for _, m := range r.Validate() {
-			mistakes = append(mistakes, fmt.Errorf("Registry %q: %w", r.Name, m))
+			mistakes = append(mistakes, mistake(v1alpha1.KindRegistry, r.Name, m))
 		}
 	}
 	set, bad := match.Compile(b.instances(a), rules)
 	if len(mistakes) == 0 {
 		for key, err := range bad {
-			mistakes = append(mistakes, fmt.Errorf("AccelerationRule %q: %w", key.Name, err))
+			mistakes = append(mistakes, mistake(v1alpha1.KindAccelerationRule, key.Name, err))
 		}
 	}
 	return set, errors.Join(mistakes...)
 }
+
+func mistake(kind, name string, err error) error { return fmt.Errorf("%s %q: %w", kind, name, err) }
 
 // conversion says what became of an image.
 func (b *rulebook) conversion(registry match.Key, a match.Address) string {

@@ -1,3 +1,6 @@
+// Package accelerationrule keeps the rules: the book in which they are ready to
+// decide, the status of each, and the way of a push from its report to an
+// ImageConversion.
 package accelerationrule
 
 import (
@@ -185,7 +188,7 @@ func (b *Book) set() *match.Set {
 }
 
 // Repositories implements watch.Interest.
-func (b *Book) Repositories(registry match.Key) (named []string, any bool) {
+func (b *Book) Repositories(registry match.Key) (named []string, wanted bool) {
 	s := b.set()
 	if i, ok := s.Instance(registry); !ok || !i.Enabled {
 		return nil, false

@@ -1,3 +1,8 @@
+// Package conversion turns ImageConversions into accelerated images. The objects
+// are the queue: they are created by [Queue], driven to their end by [Reconciler],
+// and removed some time later by [Janitor]. What is in memory, the [Pool] of
+// workers, can be lost at any moment; the next operator submits it again, and the
+// converter finds what is done already.
 package conversion
 
 import (

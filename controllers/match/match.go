@@ -336,15 +336,15 @@ func (s *Set) Wants(registry Key, repository string) bool {
 }
 
 // Repositories returns what can be told of an instance's repositories from its
-// active rules: any says that there is such a rule at all, named are the
+// active rules: wanted says that there is such a rule at all, named are the
 // repositories that rules name without a pattern.
-func (s *Set) Repositories(registry Key) (named []string, any bool) {
+func (s *Set) Repositories(registry Key) (named []string, wanted bool) {
 	for i := range s.rules {
 		r := &s.rules[i]
 		if r.Registry != registry || r.Suspended {
 			continue
 		}
-		any = true
+		wanted = true
 		if r.Repository == "" {
 			continue
 		}
@@ -354,7 +354,7 @@ func (s *Set) Repositories(registry Key) (named []string, any bool) {
 		}
 	}
 	slices.Sort(named)
-	return slices.Compact(named), any
+	return slices.Compact(named), wanted
 }
 
 // Instance returns what is known of a registry instance.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/api/v1alpha1"
 )
 
@@ -134,6 +135,14 @@ func TestInterest(t *testing.T) {
 		if got := s.Wants(primary, repo); got != want {
 			t.Errorf("%s is wanted: %v", repo, got)
 		}
+	}
+}
+
+// TestSuffix proves that the API refuses the tags that are called accelerated here.
+func TestSuffix(t *testing.T) {
+	c := v1alpha1.ImageConversion{Spec: v1alpha1.ImageConversionSpec{RegistryRef: v1alpha1.LocalReference{Name: "r"}, Repository: "a", Tag: "v1" + image.Suffix}}
+	if len(c.Validate()) != 1 {
+		t.Errorf("%q is a tag to convert: %v", c.Spec.Tag, c.Validate())
 	}
 }
 

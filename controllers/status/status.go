@@ -127,11 +127,11 @@ func (c Conditions) Unknown(kind, reason, message string) {
 type Progress int
 
 const (
-	// Settled: what is said is what it is.
+	// Settled says that what is written is what it is.
 	Settled Progress = iota
-	// Reconciling: the operator is at work, and will say more.
+	// Reconciling says that the operator is at work, and will say more.
 	Reconciling
-	// Stalled: somebody has to change something first.
+	// Stalled says that somebody has to change something first.
 	Stalled
 )
 

@@ -125,7 +125,9 @@ func scanBenchmark(b *testing.B, s *shelves, interest rules, session *oci.Sessio
 	}()
 	defer func() {
 		cancel()
-		<-ended
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
 	}()
 	next := func(what string) {
 		r := <-done

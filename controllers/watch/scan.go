@@ -30,7 +30,7 @@ type Session interface {
 type Interest interface {
 	// Repositories returns the repositories that are named literally, and whether
 	// anything of the registry is wanted at all.
-	Repositories(registry types.NamespacedName) (named []string, any bool)
+	Repositories(registry types.NamespacedName) (named []string, wanted bool)
 	// Repository says whether some tags of a repository are wanted.
 	Repository(registry types.NamespacedName, repo string) bool
 	// Tag returns in which way a tag is wanted, "" for not at all. A tag that was

@@ -158,7 +158,7 @@ func TestReported(t *testing.T) {
 			out, err := w.kubectl("", "get", b.kind, strings.ReplaceAll(b.name, " ", "-"), "-o",
 				fmt.Sprintf(`jsonpath={.status.conditions[?(@.type=="%[1]s")].status} {.status.conditions[?(@.type=="%[1]s")].reason} {.status.conditions[?(@.type=="Stalled")].status} {.status.conditions[?(@.type=="%[1]s")].message}`, condition))
 			if err != nil || !strings.HasPrefix(out, "False InvalidSpec True "+b.field) || !strings.Contains(out, b.says) {
-				return fmt.Errorf("%s %v", out, err)
+				return fmt.Errorf("%s, %w", out, orNone(err))
 			}
 			return nil
 		})

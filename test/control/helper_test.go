@@ -3,6 +3,7 @@ package control
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -42,4 +43,14 @@ func archive(t testing.TB, file, text string) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+var errNone = errors.New("no error")
+
+// orNone is err, or says that there is none.
+func orNone(err error) error {
+	if err == nil {
+		return errNone
+	}
+	return err
 }

@@ -33,7 +33,7 @@ func TestPush(t *testing.T) {
 	w.eventually("the rule tells at a glance", func() error {
 		out, err := w.kubectl("", "get", "accelrule", "nginx", "--no-headers")
 		if f := strings.Fields(out); err != nil || len(f) < 5 || strings.Join(f[:5], " ") != "nginx True 1 1 0" {
-			return fmt.Errorf("%s %v", out, err)
+			return fmt.Errorf("%s, %w", out, orNone(err))
 		}
 		return nil
 	})

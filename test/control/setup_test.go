@@ -198,7 +198,8 @@ func (w *world) stop(sig syscall.Signal) {
 	}
 	_ = w.op.Process.Signal(sig) // it may have ended
 	select {
-	case <-w.ended:
+	case err := <-w.ended:
+		w.t.Logf("the operator ended: %v", err)
 	case <-time.After(45 * time.Second):
 		_ = w.op.Process.Kill() // nothing else is left to try
 		w.t.Errorf("the operator does not end on %v", sig)

@@ -33,6 +33,9 @@ const (
 	Ctr        = "ctr"
 	Registry   = "registry"
 	Runc       = "runc"
+	// ContainerdCRI is containerd with the interface that the kubelet speaks; the
+	// shim is beside it.
+	ContainerdCRI = "containerd-cri"
 	// Kube is Kubernetes, etcd and kubectl in one program. Beside it are links
 	// by the names of its parts; see KubeParts.
 	Kube = "kube"
@@ -58,12 +61,16 @@ type group struct {
 	// version are the packages whose variables are set by the linker to the
 	// module's version, as its own build does.
 	version func(v string) string
-	links   []string // further names of the first program
+	built   string // the program that links are further names of
+	links   []string
 }
 
 // nodeTags leave out what the demo and the tests do not use: snapshotters that
 // need C libraries, and the Kubernetes interface, a third of containerd's code.
-const nodeTags = "no_btrfs,no_zfs,no_devmapper,no_cri"
+const (
+	nodeTags = criTags + ",no_cri"
+	criTags  = "no_btrfs,no_zfs,no_devmapper"
+)
 
 func groups() []group {
 	const containerd, distribution = "github.com/containerd/containerd/v2", "github.com/distribution/distribution/v3"
@@ -85,7 +92,12 @@ func groups() []group {
 		{
 			name: "kube", module: "k8s.io/kubernetes", dir: "kube",
 			programs: []string{Kube}, packages: []string{"."}, sources: []string{"main.go"},
-			version: kubeVersion, links: KubeParts(),
+			version: kubeVersion, built: Kube, links: KubeParts(),
+		},
+		{
+			name: "containerd-cri", module: containerd, dir: "tools", tags: criTags,
+			programs: []string{ContainerdCRI}, packages: []string{containerd + "/cmd/" + Containerd, containerd + "/cmd/" + Shim},
+			version: variable(containerd), built: Containerd, links: []string{ContainerdCRI},
 		},
 	}
 }
@@ -157,7 +169,7 @@ func ensureGroup(ctx context.Context, progress io.Writer, cache string, g group)
 			return err
 		}
 		for _, l := range g.links {
-			if err := os.Symlink(g.programs[0], filepath.Join(tmp, l)); err != nil {
+			if err := os.Symlink(g.built, filepath.Join(tmp, l)); err != nil {
 				return err
 			}
 		}

@@ -83,6 +83,7 @@ func offset(pattern string, e *syntax.Error) int {
 				}
 			}
 		}
+	default: // the fragment stands there as it is
 	}
 	return max(0, strings.Index(pattern, e.Expr))
 }

@@ -1,6 +1,7 @@
 package patterns
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
@@ -95,15 +96,15 @@ func TestErrors(t *testing.T) {
 		{`((a{100}){100}){10}`, 3, "invalid repeat count"},
 	} {
 		err := Check(c.pattern)
-		e, ok := err.(*Error)
-		if !ok {
+		var e *Error
+		if !errors.As(err, &e) {
 			t.Errorf("%q is good", c.pattern)
 			continue
 		}
 		if e.Offset != c.offset || !slices.ContainsFunc(strings.Split(c.reason, "|"), func(r string) bool { return strings.HasPrefix(e.Reason, r) }) {
 			t.Errorf("%q: %q at %d, want %q at %d", c.pattern, e.Reason, e.Offset, c.reason, c.offset)
 		}
-		if _, err := Compile([]string{"a", c.pattern}); err.(*Error).Index != 1 {
+		if _, err := Compile([]string{"a", c.pattern}); !errors.As(err, &e) || e.Index != 1 {
 			t.Errorf("Compile of %q: %v", c.pattern, err)
 		}
 	}

@@ -107,15 +107,6 @@ func (o object) text(key string) string {
 	return s
 }
 
-// object is a field that is an object; nil for none.
-func (o object) object(key string) object {
-	var c object
-	if json.Unmarshal(o[key], &c) != nil {
-		return nil
-	}
-	return c
-}
-
 // dialects are asked in this order: first those that a header tells. Each returns
 // ok false for what is not its own.
 var dialects = []func(h http.Header, body []byte, o object) (m Message, ok bool, err error){

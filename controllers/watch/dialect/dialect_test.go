@@ -54,7 +54,7 @@ type sample struct {
 }
 
 var (
-	json_   = headers("Content-Type", "application/json")
+	plain   = headers("Content-Type", "application/json")
 	cloud   = headers("Content-Type", "application/cloudevents+json; charset=utf-8")
 	ceID    = "/projects/1/webhook/policies/3/4b2f89a6-548d-4c12-9993-a1f5790b97d2"
 	ceTime  = at("2023-03-06T06:08:43Z")
@@ -69,36 +69,36 @@ var samples = []sample{
 	{"distribution-push", headers("Content-Type", "application/vnd.docker.distribution.events.v2+json"), Distribution, []Event{
 		{"320678d8-ca14-430f-8bb6-4ca139cd83f8", at("2016-09-26T16:42:55Z"), "library/hello-world", "latest", digest}}, 1, false},
 	{"distribution-pull", headers("Content-Type", "application/vnd.docker.distribution.events.v1+json"), Distribution, nil, 1, false},
-	{"distribution-digest", json_, Distribution, nil, 1, false},
-	{"harbor-push", json_, Harbor, []Event{{"", at("2020-04-15T03:45:08Z"), "test-webhook/debian", "latest", digest}}, 0, false},
-	{"harbor-pull", json_, Harbor, nil, 1, false},
-	{"harbor-digest", json_, Harbor, nil, 1, false},
-	{"harbor-scan", json_, Harbor, nil, 1, false},
+	{"distribution-digest", plain, Distribution, nil, 1, false},
+	{"harbor-push", plain, Harbor, []Event{{"", at("2020-04-15T03:45:08Z"), "test-webhook/debian", "latest", digest}}, 0, false},
+	{"harbor-pull", plain, Harbor, nil, 1, false},
+	{"harbor-digest", plain, Harbor, nil, 1, false},
+	{"harbor-scan", plain, Harbor, nil, 1, false},
 	{"harbor-cloudevents-push", cloud, HarborCloudEvents, []Event{{ceID, ceTime, "library/busybox", "v2", digest}}, 0, false},
 	{"harbor-cloudevents-pull", cloud, HarborCloudEvents, nil, 1, false},
-	{"tcr-push", json_, TCR, []Event{{"", at("2020-05-10T10:30:05Z"), "public/nginx", "v1.10.0", digest}}, 0, false},
-	{"tcr-delete", json_, TCR, nil, 1, false},
-	{"tcr-chart", json_, TCR, nil, 1, false},
-	{"quay-push", json_, Quay, []Event{{Repository: "mynamespace/repository", Tag: "latest"}, {Repository: "mynamespace/repository", Tag: "1.0"}}, 0, false},
-	{"quay-push-old", json_, Quay, []Event{{Repository: "mynamespace/repository", Tag: "latest"}}, 0, false},
-	{"quay-build", json_, Quay, nil, 1, false},
-	{"dockerhub-push", json_, DockerHub, []Event{{"", at("2014-12-03T00:22:41Z"), "svendowideit/testhook", "latest", ""}}, 0, false},
+	{"tcr-push", plain, TCR, []Event{{"", at("2020-05-10T10:30:05Z"), "public/nginx", "v1.10.0", digest}}, 0, false},
+	{"tcr-delete", plain, TCR, nil, 1, false},
+	{"tcr-chart", plain, TCR, nil, 1, false},
+	{"quay-push", plain, Quay, []Event{{Repository: "mynamespace/repository", Tag: "latest"}, {Repository: "mynamespace/repository", Tag: "1.0"}}, 0, false},
+	{"quay-push-old", plain, Quay, []Event{{Repository: "mynamespace/repository", Tag: "latest"}}, 0, false},
+	{"quay-build", plain, Quay, nil, 1, false},
+	{"dockerhub-push", plain, DockerHub, []Event{{"", at("2014-12-03T00:22:41Z"), "svendowideit/testhook", "latest", ""}}, 0, false},
 	{"github-package", github("package"), GitHub, []Event{gitPush}, 0, false},
 	{"github-registry-package", github("registry_package"), GitHub, []Event{gitPush}, 0, false},
 	{"github-untagged", github("package"), GitHub, nil, 1, false},
 	{"github-npm", github("package"), GitHub, nil, 1, false},
 	{"github-ping", github("ping"), GitHub, nil, 1, true},
-	{"acr-push", json_, ACR, []Event{{"cb8c3971-9adc-488b-bdd8-43cbb4974ff5", at("2017-11-17T16:52:01.343145347Z"), "hello-world", "v1", digest}}, 0, false},
-	{"acr-delete", json_, ACR, nil, 1, false},
-	{"acr-chart", json_, ACR, nil, 1, false},
-	{"acr-ping", json_, ACR, nil, 1, true},
-	{"ecr-push", json_, ECR, []Event{{"13cde686-328b-6117-af20-0e5566167482", at("2019-11-16T01:54:34Z"), "my-repository-name", "latest", digest}}, 0, false},
-	{"ecr-delete", json_, ECR, nil, 1, false},
-	{"ecr-failure", json_, ECR, nil, 1, false},
-	{"ecr-scan", json_, ECR, nil, 1, false},
+	{"acr-push", plain, ACR, []Event{{"cb8c3971-9adc-488b-bdd8-43cbb4974ff5", at("2017-11-17T16:52:01.343145347Z"), "hello-world", "v1", digest}}, 0, false},
+	{"acr-delete", plain, ACR, nil, 1, false},
+	{"acr-chart", plain, ACR, nil, 1, false},
+	{"acr-ping", plain, ACR, nil, 1, true},
+	{"ecr-push", plain, ECR, []Event{{"13cde686-328b-6117-af20-0e5566167482", at("2019-11-16T01:54:34Z"), "my-repository-name", "latest", digest}}, 0, false},
+	{"ecr-delete", plain, ECR, nil, 1, false},
+	{"ecr-failure", plain, ECR, nil, 1, false},
+	{"ecr-scan", plain, ECR, nil, 1, false},
 	{"cloudevents-acr", cloud, CloudEvents, []Event{{ceID, ceTime, "aci-helloworld", "v1", digest}}, 0, false},
 	{"cloudevents-cdevents", cloud, CloudEvents, []Event{{ceID, ceTime, "team/myapp", "1.2", digest}}, 0, false},
-	{"cloudevents-generic", json_, CloudEvents, []Event{{ceID, ceTime, "team/app", "v3", digest}}, 0, false},
+	{"cloudevents-generic", plain, CloudEvents, []Event{{ceID, ceTime, "team/app", "v3", digest}}, 0, false},
 	{"cloudevents-other", cloud, CloudEvents, nil, 1, false},
 	{"cloudevents-batch", headers("Content-Type", "application/cloudevents-batch+json"), CloudEvents, []Event{
 		{ceID, ceTime, "team/app", "v3", ""}, {ceID, ceTime, "team/app", "v4", ""}}, 0, false},
@@ -154,7 +154,7 @@ func TestUnknown(t *testing.T) {
 		``, `garbage`, `null`, `7`, `"text"`, `[]`, `{}`, `{"type":"x"}`, `[{"events":[]}]`, `{"repository":"team/app","tag":"v1"}`,
 		`{"detail-type":"x","detail":{},"source":"aws.s3"}`, "{\"a\":\x00}", strings.Repeat("[", 100_000),
 	} {
-		m, err := Parse(json_, []byte(body))
+		m, err := Parse(plain, []byte(body))
 		if u := (*UnknownError)(nil); !errors.As(err, &u) {
 			t.Errorf("%.40q: %+v, %v", body, m, err)
 		}
@@ -177,21 +177,21 @@ func TestMalformed(t *testing.T) {
 		dialect Name
 		field   string
 	}{
-		{json_, replace("harbor-push", `"tag": "latest"`, `"tag": "a b"`), Harbor, "event_data.resources[0].tag"},
-		{json_, replace("harbor-push", `"tag": "latest"`, `"tag": 7`), Harbor, "event_data.resources.tag"},
-		{json_, replace("harbor-push", `test-webhook/debian"`, `../../etc"`), Harbor, "event_data.repository.repo_full_name"},
-		{json_, replace("tcr-push", digest, "sha256:beef"), TCR, "event_data.resources[0].digest"},
-		{json_, replace("distribution-push", "library/hello-world", "Library/Hello"), Distribution, "events[1].target.repository"},
-		{json_, replace("distribution-push", `"action": "push"`, `"action": ""`), Distribution, "events[0].action"},
-		{json_, []byte(many), Distribution, "events"},
-		{json_, []byte(`{"events":{}}`), Distribution, "events"},
-		{json_, replace("quay-push", `"1.0"`, `"-"`), Quay, "updated_tags[1]"},
-		{json_, []byte(`{"repository":"a/b","namespace":"a","docker_url":"x","updated_tags":7}`), Quay, "updated_tags"},
-		{json_, replace("dockerhub-push", "svendowideit/testhook\"", "<script>\""), DockerHub, "repository.repo_name"},
+		{plain, replace("harbor-push", `"tag": "latest"`, `"tag": "a b"`), Harbor, "event_data.resources[0].tag"},
+		{plain, replace("harbor-push", `"tag": "latest"`, `"tag": 7`), Harbor, "event_data.resources.tag"},
+		{plain, replace("harbor-push", `test-webhook/debian"`, `../../etc"`), Harbor, "event_data.repository.repo_full_name"},
+		{plain, replace("tcr-push", digest, "sha256:beef"), TCR, "event_data.resources[0].digest"},
+		{plain, replace("distribution-push", "library/hello-world", "Library/Hello"), Distribution, "events[1].target.repository"},
+		{plain, replace("distribution-push", `"action": "push"`, `"action": ""`), Distribution, "events[0].action"},
+		{plain, []byte(many), Distribution, "events"},
+		{plain, []byte(`{"events":{}}`), Distribution, "events"},
+		{plain, replace("quay-push", `"1.0"`, `"-"`), Quay, "updated_tags[1]"},
+		{plain, []byte(`{"repository":"a/b","namespace":"a","docker_url":"x","updated_tags":7}`), Quay, "updated_tags"},
+		{plain, replace("dockerhub-push", "svendowideit/testhook\"", "<script>\""), DockerHub, "repository.repo_name"},
 		{github("package"), []byte(`{}`), GitHub, "package"},
 		{github("package"), replace("github-package", `"v1.0.1"`, `"v1 .0"`), GitHub, "package.package_version.container_metadata.tag.name"},
-		{json_, replace("acr-push", `"hello-world"`, `"hello world"`), ACR, "target.repository"},
-		{json_, replace("ecr-push", `"latest"`, `"la/test"`), ECR, "detail.image-tag"},
+		{plain, replace("acr-push", `"hello-world"`, `"hello world"`), ACR, "target.repository"},
+		{plain, replace("ecr-push", `"latest"`, `"la/test"`), ECR, "detail.image-tag"},
 		{cloud, []byte(`{"specversion":"1.0","type":"x","source":"y"}`), CloudEvents, "id"},
 		{cloud, []byte(`{"specversion":"0.3","type":"x","source":"y","id":"1"}`), CloudEvents, "specversion"},
 		{cloud, []byte(`[]`), CloudEvents, ""},
@@ -216,7 +216,7 @@ func TestTidy(t *testing.T) {
 		{"id":"1","action":"push","target":{"mediaType":"x.manifest","repository":"a/b","tag":"t","digest":%q}},
 		{"id":"2","action":"push","target":{"mediaType":"x.manifest","repository":"a/c","tag":"t"}},
 		{"id":"3","action":"push","target":{"mediaType":"x.manifest","repository":"a/b","tag":"t"}}]}`, digest)
-	m, err := Parse(json_, []byte(body))
+	m, err := Parse(plain, []byte(body))
 	want := []Event{{ID: "3", Repository: "a/b", Tag: "t"}, {ID: "2", Repository: "a/c", Tag: "t"}}
 	if err != nil || !slices.Equal(m.Pushes, want) {
 		t.Errorf("%+v, %v", m, err)
@@ -225,7 +225,7 @@ func TestTidy(t *testing.T) {
 
 // fuzzHeaders are the headers that choose a dialect.
 var fuzzHeaders = []http.Header{
-	json_, cloud, headers("Content-Type", "application/cloudevents-batch+json"), github("package"), github("registry_package"), github("ping"),
+	plain, cloud, headers("Content-Type", "application/cloudevents-batch+json"), github("package"), github("registry_package"), github("ping"),
 	headers("Ce-Specversion", "1.0", "Ce-Id", "1", "Ce-Source", "s", "Ce-Type", "dev.cdevents.artifact.published.1"), {},
 }
 
