@@ -30,24 +30,30 @@ images: ## assemble the demo's images from Debian packages into the cache
 	$(GO_RUN) ./test/demo --images-only
 
 .PHONY: test
-test: unit interop e2e ## everything that must pass, on a bare machine (root)
+test: tools unit interop e2e ## everything that must pass, on a bare machine (root)
+
+.PHONY: tools
+tools: ## build containerd, a registry and Kubernetes for the tests into the cache (once, about ten minutes)
+	$(GO_RUN) ./test/tools/ensure
 
 .PHONY: unit
 unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 	@[ -n "$(RACE)" ] || echo "no C compiler: the tests run WITHOUT the race detector"
-	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -v /test/e2e)
+	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control)$$')
 
 .PHONY: e2e
-e2e: build ## real containerd, runc and registry against the built binary (root)
-	$(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/e2e
+e2e: build ## the built programs with real containerd, runc, registry, API server and kubelet (root)
+	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control
 
 .PHONY: interop
 interop: ## stargz-snapshotter's own reader mounts our images
 	cd test/interop && $(GO) test -timeout 10m $(TESTFLAGS) ./...
 
 .PHONY: bench
-bench: ## benchmarks of conversion, indexing and the read path
-	$(GO) test -run '^$$' -bench . -benchmem ./snapshotter/... ./converter/...
+bench: build ## benchmarks of conversion, indexing, the read path and the control plane
+	$(GO) test -run '^$$' -bench . -benchmem ./snapshotter/... ./converter/... ./controllers/...
+	$(GO) test -run '^$$' -bench Notification -benchtime 300x -timeout 20m ./test/control
+	$(GO) test -run '^$$' -bench Queue -benchtime 1x -timeout 20m ./test/control
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 20s)
@@ -56,7 +62,7 @@ fuzz: ## each fuzz target for FUZZTIME (default 20s)
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) -fuzzminimizetime 5x $$p; done; done
 
 .PHONY: lint
-lint: $(GOLANGCI) ## golangci-lint at the pinned version, formatting, go.mod
+lint: $(GOLANGCI) generated ## golangci-lint at the pinned version, formatting, go.mod, what is generated
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
 	@cd test/interop && $(GO) mod tidy -diff

@@ -87,7 +87,7 @@ func TestJobs(t *testing.T) {
 		}
 		var pods corev1.PodList
 		if err := w.client.List(t.Context(), &pods, client.InNamespace(w.namespace)); err != nil || len(pods.Items) > 0 {
-			return fmt.Errorf("there are %d pods, %v", len(pods.Items), err)
+			return fmt.Errorf("there are %d pods, %w", len(pods.Items), orNone(err))
 		}
 		return nil
 	})

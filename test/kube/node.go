@@ -87,7 +87,7 @@ func (c *Cluster) StartNode(t testing.TB, registry string) (name string) {
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // its child is the node's first process, and goes with it
-		<-ended
+		t.Logf("the node ended: %v", <-ended)
 		if t.Failed() {
 			for _, l := range []string{"node.log", "kubelet.log", "containerd.log"} {
 				t.Logf("%s:\n%s", l, tail(filepath.Join(dir, l)))
