@@ -21,10 +21,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/apparate/apparate/api/v1alpha1"
 	"github.com/apparate/apparate/controllers/operator"
@@ -52,6 +55,7 @@ func TestMain(m *testing.M) {
 
 func setup(m *testing.M) (code int, err error) {
 	ctx := context.Background()
+	ctrllog.SetLogger(logr.Discard()) // of clients; the operator's own is shown where a test fails
 	if root, err = tools.Root(ctx); err != nil {
 		return 1, err
 	}
@@ -88,6 +92,7 @@ type world struct {
 	client    client.Client
 	registry  *node.Registry
 	token     string
+	user      string // name:password of the registry; "" for none
 	webhook   string // host:port of the operator's notification endpoint
 	metrics   string
 	probe     string
@@ -227,6 +232,21 @@ func (w *world) metric(prefix string) string {
 	return found.String()
 }
 
+// notify sends a notification of a push, as a registry would.
+func (w *world) notify(repo, tag string) {
+	w.t.Helper()
+	body := fmt.Sprintf(`{"push_data":{"tag":%q,"pushed_at":%d},"repository":{"repo_name":%q}}`, tag, time.Now().Unix(), repo)
+	resp, err := http.Post("http://"+w.webhook+"/v1/notifications/"+w.namespace+"/main?token="+w.token, "application/json", strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }() // nothing was written
+	if resp.StatusCode != http.StatusAccepted {
+		answer, _ := io.ReadAll(resp.Body)
+		w.t.Fatalf("%s: %s", resp.Status, answer)
+	}
+}
+
 // ready waits until the operator is.
 func (w *world) ready() {
 	w.t.Helper()
@@ -312,10 +332,19 @@ func (w *world) ref(image string) name.Reference {
 	return r
 }
 
+// auth is what the registry wants of a test.
+func (w *world) auth() authn.Authenticator {
+	if w.user == "" {
+		return authn.Anonymous
+	}
+	name, password, _ := strings.Cut(w.user, ":")
+	return &authn.Basic{Username: name, Password: password}
+}
+
 // push pushes an image.
 func (w *world) push(image string, img v1.Image) {
 	w.t.Helper()
-	if err := remote.Write(w.ref(image), img); err != nil {
+	if err := remote.Write(w.ref(image), img, remote.WithAuth(w.auth())); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -13,6 +13,8 @@ import (
 type Registry struct {
 	// Addr is its host:port on loopback, plain HTTP.
 	Addr string
+	// Dir is where its content and its log are.
+	Dir string
 	p    *process
 }
 
@@ -33,7 +35,7 @@ func StartRegistry(ctx context.Context, program, dir string, args ...string) (*R
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{p: p}
+	r := &Registry{Dir: dir, p: p}
 	for limit := time.Now().Add(30 * time.Second); ; {
 		text, err := os.ReadFile(log)
 		if err != nil {
