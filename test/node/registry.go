@@ -15,7 +15,7 @@ type Registry struct {
 	Addr string
 	// Dir is where its content and its log are.
 	Dir string
-	p    *process
+	p   *process
 }
 
 // StartRegistry runs the registry program, which prints its address first, on
