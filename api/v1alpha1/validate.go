@@ -128,5 +128,9 @@ func (c *ImageConversion) Validate() []FieldError {
 // 1.1, "Pulling manifests": <name>).
 func ValidRepository(s string) bool { return len(s) <= 255 && repositoryGrammar.MatchString(s) }
 
+// ValidDigest says whether s is a digest that registries use (OCI image spec 1.1,
+// "Digests").
+func ValidDigest(s string) bool { return s != "" && digestGrammar.MatchString(s) }
+
 // ValidTag says whether s is a tag (ibid.: <reference> as a tag).
 func ValidTag(s string) bool { return tagGrammar.MatchString(s) }

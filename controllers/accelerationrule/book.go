@@ -99,6 +99,9 @@ func (b *Book) Start(ctx context.Context) error {
 		case <-time.After(settle):
 		}
 		p, err := b.current(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

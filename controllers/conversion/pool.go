@@ -142,6 +142,17 @@ func (p *Pool) Take(uid types.UID) (State, Outcome) {
 	return e.state, e.outcome
 }
 
+// Outcome returns that of a task that is done, which stays until it is taken.
+func (p *Pool) Outcome(uid types.UID) (Outcome, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.tasks[uid]
+	if e == nil || e.state != Done {
+		return Outcome{}, false
+	}
+	return e.outcome, true
+}
+
 // State says how far a task is.
 func (p *Pool) State(uid types.UID) State {
 	p.mu.Lock()

@@ -59,6 +59,7 @@ type visit struct {
 	before   *v1alpha1.ImageConversion
 	registry *v1alpha1.Registry // nil when there is none
 	cond     status.Conditions
+	used     bool // the outcome of its task is in the status
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -97,14 +98,15 @@ func (v *visit) registryKey() types.NamespacedName {
 }
 
 // write applies the status. Until that is done the outcome of a task must not be
-// lost, so it is taken from the pool only afterwards.
+// lost, so it is taken from the pool only afterwards; and not one that came while
+// this visit was under way.
 func (v *visit) write(ctx context.Context) (bool, error) {
 	v.c.Status.ObservedGeneration = v.c.Generation
 	written, err := status.Write(ctx, v.Client, v.before, v.c)
 	if err != nil {
 		return false, err
 	}
-	if v.Pool.State(v.c.UID) == Done {
+	if v.used {
 		v.Pool.Take(v.c.UID)
 	}
 	return written, nil
@@ -114,6 +116,7 @@ func (v *visit) write(ctx context.Context) (bool, error) {
 // not before something happens.
 func (v *visit) visit(ctx context.Context) (time.Duration, error) {
 	if Finished(v.c) && !v.reopen(ctx) {
+		_, v.used = v.Pool.Outcome(v.c.UID) // of a task that nobody waits for any more
 		return 0, nil
 	}
 	if mistakes := v.c.Validate(); len(mistakes) > 0 {
@@ -125,7 +128,8 @@ func (v *visit) visit(ctx context.Context) (time.Duration, error) {
 		return 0, nil
 	}
 	v.c.Status.Source, v.c.Status.Target = Source(v.registry, &v.c.Spec), Target(v.registry, &v.c.Spec)
-	if out, done := v.outcome(); done {
+	if out, done := v.Pool.Outcome(v.c.UID); done {
+		v.used = true
 		return v.finish(out), nil
 	}
 	ok, reason, message, err := v.Wanted(ctx, v.c)
@@ -136,17 +140,6 @@ func (v *visit) visit(ctx context.Context) (time.Duration, error) {
 		return v.unwanted(reason, message), nil
 	}
 	return v.proceed(ctx)
-}
-
-// outcome returns that of a task that is done.
-func (v *visit) outcome() (Outcome, bool) {
-	v.Pool.mu.Lock()
-	defer v.Pool.mu.Unlock()
-	e := v.Pool.tasks[v.c.UID]
-	if e == nil || e.state != Done {
-		return Outcome{}, false
-	}
-	return e.outcome, true
 }
 
 // unwanted handles a conversion that its rule or registry no longer wants.

@@ -232,7 +232,7 @@ func newParts(m manager.Manager, o Options) *parts {
 		Sessions: func(ctx context.Context, key types.NamespacedName) (watch.Session, error) {
 			return p.session(ctx, m.GetClient(), key)
 		},
-		Done: p.scanned,
+		Done: p.scanned, Gone: p.metrics.Forget,
 	}
 	p.book.Changed = func(key types.NamespacedName) {
 		p.scanner.Nudge(key)

@@ -166,7 +166,7 @@ func (r *Reconciler) scan(reg *v1alpha1.Registry) {
 	s := reg.Status.Scan
 	s.Message = ""
 	if last.Err != nil {
-		s.Message = last.Err.Error()
+		s.Message = status.Cut(last.Err.Error())
 		return
 	}
 	end := metav1.NewTime(last.End.Truncate(time.Second))

@@ -103,7 +103,7 @@ type Conditions struct {
 // Set writes a condition. Its transition time changes only with its status.
 func (c Conditions) Set(kind string, s metav1.ConditionStatus, reason, message string) {
 	meta.SetStatusCondition(c.List, metav1.Condition{
-		Type: kind, Status: s, Reason: reason, Message: cut(message), ObservedGeneration: c.Generation,
+		Type: kind, Status: s, Reason: reason, Message: Cut(message), ObservedGeneration: c.Generation,
 	})
 }
 
@@ -160,8 +160,8 @@ func Changed(before, now []metav1.Condition, kind string) (*metav1.Condition, bo
 	return n, b == nil || b.Status != n.Status || b.Reason != n.Reason
 }
 
-// cut bounds a message, at a character and not inside of one.
-func cut(s string) string {
+// Cut bounds a message to MaxMessage, at a character and not inside of one.
+func Cut(s string) string {
 	r := []rune(s)
 	if len(r) <= MaxMessage {
 		return s

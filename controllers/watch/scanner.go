@@ -45,8 +45,10 @@ type Scanner struct {
 	// Retry is how long to wait after a scan that was not complete; it doubles up
 	// to ten minutes. 0 means 15 seconds.
 	Retry time.Duration
-	// Done is called after each scan, complete or not. It must not block.
+	// Done is called after each scan, complete or not, Gone when a registry is not
+	// to be scanned any more. They must not block. Gone may be nil.
 	Done func(types.NamespacedName, ScanResult)
+	Gone func(types.NamespacedName)
 	// Now is the clock.
 	Now func() time.Time
 
@@ -104,6 +106,9 @@ func (s *Scanner) Forget(key types.NamespacedName) {
 		delete(s.targets, key)
 	}
 	s.Inventory.Forget(key)
+	if s.Gone != nil {
+		s.Gone(key)
+	}
 }
 
 // Nudge asks for a scan soon: what is wanted of a registry has changed, or a

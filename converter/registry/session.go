@@ -74,15 +74,27 @@ func NewSession(o Options, host string, limit SessionLimit) (*Session, error) {
 func (s *Session) Requests() int64 { return s.pace.sent.Load() }
 
 // Ping makes sure that the registry answers and takes the credentials, as far as
-// can be told without asking for a repository.
+// can be told without asking for a repository. Tokens that others use stay; when
+// it fails, what is known of how to speak to the registry is forgotten.
 func (s *Session) Ping(ctx context.Context) error {
-	s.ping.forget()
-	s.mu.Lock()
-	clear(s.scopes)
-	s.mu.Unlock()
-	t, err := s.transport(ctx, "")
+	err := s.pingAnew(ctx)
 	if err != nil {
-		return err
+		s.ping.forget()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		clear(s.scopes)
+	}
+	return err
+}
+
+func (s *Session) pingAnew(ctx context.Context) error {
+	auth, err := s.auth()
+	if err != nil {
+		return fault.New(fault.PullDenied, err, "no credentials for %s", s.registry)
+	}
+	t, err := transport.NewWithContext(ctx, s.registry, auth, s.ping.next, nil)
+	if err != nil {
+		return classify(ctx, pull, s.registry.RegistryStr(), err)
 	}
 	resp, err := s.do(ctx, t, http.MethodGet, "/v2/", nil)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -20,7 +21,8 @@ func TestPush(t *testing.T) {
 	w.apply(w.sample("registry.yaml"))
 	w.apply(w.sample("accelerationrule.yaml"))
 	w.eventually("the rule is ready", func() error { return w.rule("nginx", "True", "Ready") })
-	w.push("nginx:latest", image(t, "nginx 1"))
+	// As docker pushes it; what comes out is OCI.
+	w.push("nginx:latest", mutate.ConfigMediaType(mutate.MediaType(image(t, "nginx 1"), types.DockerManifestSchema2), types.DockerConfigJSON))
 	m := w.accelerated("nginx:latest")
 	if m.MediaType != types.OCIManifestSchema1 || m.Config.MediaType != types.OCIConfigJSON {
 		t.Errorf("the media types are %s and %s", m.MediaType, m.Config.MediaType)

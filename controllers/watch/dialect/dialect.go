@@ -11,7 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
+
+	"github.com/apparate/apparate/api/v1alpha1"
 )
 
 // Event is one push that a notification speaks of.
@@ -165,9 +168,9 @@ func (m *Message) add(e Event, repositoryField, tagField, digestField string) er
 		field, value string
 		what         string
 	}{
-		{validRepository(e.Repository), repositoryField, e.Repository, "no repository path"},
-		{validTag(e.Tag), tagField, e.Tag, "no tag"},
-		{e.Digest == "" || validDigest(e.Digest), digestField, e.Digest, "no digest"},
+		{v1alpha1.ValidRepository(e.Repository), repositoryField, e.Repository, "no repository path"},
+		{v1alpha1.ValidTag(e.Tag), tagField, e.Tag, "no tag"},
+		{e.Digest == "" || v1alpha1.ValidDigest(e.Digest), digestField, e.Digest, "no digest"},
 	} {
 		if !c.ok {
 			return &MalformedError{m.Dialect, c.field, fmt.Sprintf("%s is %s", quoted(c.value), c.what)}
@@ -205,4 +208,13 @@ func stamp(s string) time.Time {
 		return time.Time{}
 	}
 	return t.UTC()
+}
+
+// quoted shows a value that is wrong, and not too much of it.
+func quoted(s string) string {
+	const most = 64
+	if len(s) > most {
+		return strconv.Quote(s[:most]) + "…"
+	}
+	return strconv.Quote(s)
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/apparate/apparate/api/v1alpha1"
 )
 
 // digest is the one in all samples.
@@ -250,7 +252,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%+v", m)
 		}
 		for _, p := range m.Pushes {
-			if !validRepository(p.Repository) || !validTag(p.Tag) || p.Digest != "" && !validDigest(p.Digest) {
+			if !v1alpha1.ValidRepository(p.Repository) || !v1alpha1.ValidTag(p.Tag) || p.Digest != "" && !v1alpha1.ValidDigest(p.Digest) {
 				t.Fatalf("%+v", p)
 			}
 		}

@@ -3,6 +3,8 @@ package dialect
 import (
 	"net/http"
 	"strings"
+
+	"github.com/apparate/apparate/api/v1alpha1"
 )
 
 // githubPackage is what GitHub says of a package ("Webhook events and payloads",
@@ -64,7 +66,7 @@ func parseGitHub(h http.Header, body []byte, o object) (Message, bool, error) {
 		owner = p.Owner.Login
 	}
 	digest := p.PackageVersion.ContainerMetadata.Tag.Digest
-	if digest == "" && validDigest(p.PackageVersion.Version) {
+	if digest == "" && v1alpha1.ValidDigest(p.PackageVersion.Version) {
 		digest = p.PackageVersion.Version
 	}
 	return m, true, m.add(Event{
