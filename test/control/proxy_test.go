@@ -104,7 +104,7 @@ func (f *fuse) proxy(t testing.TB, target string, transport http.RoundTripper, n
 // are what changes ImageConversions.
 func (f *fuse) apiProxy(t testing.TB) (kubeconfig string) {
 	t.Helper()
-	transport, err := rest.TransportFor(cluster.Config)
+	transport, err := rest.TransportFor(operatorOf(t, cluster).config)
 	if err != nil {
 		t.Fatal(err)
 	}

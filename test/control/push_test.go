@@ -48,9 +48,62 @@ func TestPush(t *testing.T) {
 		t.Errorf("it came from %q", o)
 	}
 
+	for _, m := range []string{
+		`apparate_notifications_total{source="distribution",verdict="accepted"}`, `apparate_conversions_total{result="Converted"} 1`, `apparate_conversion_seconds_count 1`,
+		`apparate_conversion_bytes_total{direction="in"}`, `apparate_conversion_queue_depth 0`, `apparate_images_total{reason="Matched"}`,
+		`apparate_scan_age_seconds{namespace="` + w.namespace + `",registry="main"}`,
+	} {
+		if !strings.Contains(w.metric("apparate_"), m) {
+			t.Errorf("there is no metric %s:\n%s", m, w.metric("apparate_"))
+		}
+	}
+
 	// Pushed again: the accelerated image follows.
 	w.push("nginx:latest", image(t, "nginx 2"))
 	w.accelerated("nginx:latest")
+}
+
+// TestBackfill proves that what was there before a rule is found when the rule
+// comes, and what it comes to want when it is changed.
+func TestBackfill(t *testing.T) {
+	w := newWorld(t, options{lost: true})
+	w.apply(w.sample("registry.yaml"))
+	for _, i := range []string{"library/nginx:1.0", "library/nginx-extra:latest", "library/redis:7", "library/nginx:dev"} {
+		w.push(i, image(t, i))
+	}
+	w.apply(w.sample("accelerationrule.yaml"))
+	w.accelerated("library/nginx:1.0")
+	w.accelerated("library/nginx-extra:latest")
+	if n := len(w.conversions()); n != 2 {
+		t.Errorf("there are %d conversions", n)
+	}
+	w.apply(strings.Replace(w.sample("accelerationrule.yaml"), "nginx.*", "(nginx|redis).*", 1))
+	w.accelerated("library/redis:7")
+	w.eventually("the rule counts them", func() error {
+		var r v1alpha1.AccelerationRule
+		if err := w.client.Get(t.Context(), client.ObjectKey{Namespace: w.namespace, Name: "nginx"}, &r); err != nil {
+			return err
+		}
+		if r.Status.Matched != 3 || r.Status.Converted != 3 {
+			return fmt.Errorf("%+v", r.Status)
+		}
+		return nil
+	})
+	for _, c := range w.conversions() {
+		if c.Annotations[v1alpha1.AnnotationOrigin] != "scan" {
+			t.Errorf("%s came from %s", c.Name, c.Annotations[v1alpha1.AnnotationOrigin])
+		}
+	}
+	w.eventually("the scan is in the Registry's status", func() error {
+		var r v1alpha1.Registry
+		if err := w.client.Get(t.Context(), client.ObjectKey{Namespace: w.namespace, Name: "main"}, &r); err != nil {
+			return err
+		}
+		if s := r.Status.Scan; s == nil || s.LastTime == nil || s.Message != "" || s.Tags != 4 || s.Repositories != 3 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
 }
 
 // TestLost is the same where no notification arrives.

@@ -103,7 +103,7 @@ func TestReplicas(t *testing.T) {
 	w := newWorld(t, options{stopped: true, lost: true})
 	for i, a := range w.args {
 		if a == "--leader-elect=false" {
-			w.args[i] = "--leader-namespace=" + w.namespace
+			w.args[i] = "--leader-namespace=apparate-system"
 		}
 	}
 	w.apply(w.sample("registry.yaml"))

@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -81,6 +82,54 @@ func setup(m *testing.M) (code int, err error) {
 	}
 	defer func() { err = errors.Join(err, cluster.Close()) }()
 	return m.Run(), nil
+}
+
+// binding gives the role of config/rbac to the user as whom operators run.
+const binding = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: apparate-system}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: apparate-operator}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: apparate-operator}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: operator}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: apparate-operator, namespace: apparate-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: apparate-operator}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: operator}]
+`
+
+// account is the user as whom operators run in a cluster.
+type account struct {
+	config     *rest.Config
+	kubeconfig string
+}
+
+var accounts = map[*kube.Cluster]*account{}
+
+// operatorOf returns the user as whom operators run: with the rights of config/rbac
+// and no others.
+func operatorOf(t testing.TB, c *kube.Cluster) *account {
+	t.Helper()
+	if a := accounts[c]; a != nil {
+		return a
+	}
+	a := &account{}
+	var err error
+	if a.config, a.kubeconfig, err = c.User("operator"); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"apply", "-f", "-"}, {"apply", "-f", filepath.Join(root, "config", "rbac", "role.yaml")}} {
+		if out, bad, err := c.Kubectl(t.Context(), binding, args...); err != nil {
+			t.Fatal(err, out, bad)
+		}
+	}
+	accounts[c] = a
+	return a
 }
 
 // world is an API server, a registry and an operator for one test.
@@ -142,7 +191,7 @@ func newWorld(t testing.TB, o options) *world {
 	})
 	kubeconfig := o.kubeconfig
 	if kubeconfig == "" {
-		kubeconfig = w.cluster.Kubeconfig
+		kubeconfig = operatorOf(t, w.cluster).kubeconfig
 	}
 	w.args = append([]string{
 		"--kubeconfig", kubeconfig, "--namespace", w.namespace, "--leader-elect=false",
@@ -204,7 +253,7 @@ func (w *world) stop(sig syscall.Signal) {
 	_ = w.op.Process.Signal(sig) // it may have ended
 	select {
 	case err := <-w.ended:
-		w.t.Logf("the operator ended: %v", err)
+		_, _ = fmt.Fprintf(w.log, "the operator ended: %v\n", err) // memory
 	case <-time.After(45 * time.Second):
 		_ = w.op.Process.Kill() // nothing else is left to try
 		w.t.Errorf("the operator does not end on %v", sig)

@@ -194,6 +194,21 @@ func (c *Cluster) Kubectl(ctx context.Context, stdin string, args ...string) (st
 	return out.String(), bad.String(), err
 }
 
+// User makes a user without any right but those of everybody, and returns its
+// configuration, also as the path of a kubeconfig file.
+func (c *Cluster) User(name string) (*rest.Config, string, error) {
+	u, err := c.env.AddUser(envtest.User{Name: name}, nil)
+	if err != nil {
+		return nil, "", fmt.Errorf("adding user %s: %w", name, err)
+	}
+	text, err := u.KubeConfig()
+	if err != nil {
+		return nil, "", fmt.Errorf("the kubeconfig of %s: %w", name, err)
+	}
+	path := filepath.Join(c.dir, "kubeconfig-"+name)
+	return u.Config(), path, os.WriteFile(path, text, 0o600)
+}
+
 // Namespace makes a namespace of its own for a test and returns its name.
 func (c *Cluster) Namespace(t testing.TB) string {
 	t.Helper()
