@@ -120,7 +120,8 @@ func (d *Dispatcher) look(ctx context.Context, s *oci.Session, p *watch.Push) (s
 			return true, nil
 		}
 		if i == len(patience) {
-			return false, err
+			// Who does not say what was pushed has most likely pushed the same again.
+			return p.Digest == "" && err == nil, err
 		}
 		select {
 		case <-ctx.Done():
