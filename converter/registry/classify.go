@@ -81,7 +81,6 @@ func status(d direction, host, what string, te *transport.Error) error {
 
 // detail is what the registry said, on one line and bounded.
 func detail(te *transport.Error) error {
-	const most = 200
 	var parts []string
 	for _, d := range te.Errors {
 		parts = append(parts, strings.Join(strings.Fields(string(d.Code)+" "+d.Message), " "))
@@ -90,11 +89,24 @@ func detail(te *transport.Error) error {
 	if len(parts) > 0 {
 		text += ", " + strings.Join(parts, "; ")
 	}
-	if len(text) > most {
-		text = text[:most] + "..."
-	}
-	return &answer{status: te.StatusCode, text: text, err: te}
+	return &answer{status: te.StatusCode, text: bounded(text), err: te}
 }
+
+// bounded cuts off what is too long for a message.
+func bounded(text string) string {
+	const most = 200
+	if len(text) > most {
+		return strings.ToValidUTF8(text[:most], "") + "..."
+	}
+	return text
+}
+
+// line prints an error on one line and bounded: some have the whole answer of a
+// token service in them.
+type line struct{ err error }
+
+func (l *line) Error() string { return bounded(strings.Join(strings.Fields(l.err.Error()), " ")) }
+func (l *line) Unwrap() error { return l.err }
 
 // answer prints as what the registry said and unwraps to the whole error. Its
 // URL stays out of the line: redirected ones carry signatures.
