@@ -34,6 +34,7 @@ type snapshotterConfig struct {
 	root, address  string
 	hostsDirs      []string
 	dockerConfig   string
+	credentials    credentialFlags
 	metricsAddress string
 	cacheSize      size
 	delay          time.Duration
@@ -60,6 +61,7 @@ purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 	f.StringVar(&c.address, "address", "/run/apparate/snapshotter.sock", "unix socket on which containerd reaches us")
 	f.StringSliceVar(&c.hostsDirs, "hosts-dir", []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}, "directories with a hosts.toml for each registry, as containerd reads them")
 	f.StringVar(&c.dockerConfig, "docker-config", "", "directory of the docker config.json with registry credentials (default $DOCKER_CONFIG or ~/.docker)")
+	c.credentials.register(cmd)
 	f.StringVar(&c.metricsAddress, "metrics-address", "", "host:port for Prometheus metrics at /metrics and health at /healthz; empty: none")
 	f.Var(&c.cacheSize, "cache-size", "how much of the disk fetched layers may take")
 	f.DurationVar(&c.delay, "background-fetch-delay", 30*time.Second, "how long after its mount the rest of an image is fetched; negative: never")
@@ -111,7 +113,7 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	}
 	data, err := node.Config{
 		Root: c.root, CacheBytes: int64(c.cacheSize), BackgroundDelay: c.delay, Logger: log,
-		Source: source.Options{HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig},
+		Source: c.credentials.apply(source.Options{HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, Logger: log}),
 	}.Start(in.Fuse)
 	if err != nil {
 		return err

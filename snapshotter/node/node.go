@@ -130,5 +130,6 @@ func (n *Node) Probe() error { return mount.Probe(filepath.Join(n.root, "probe")
 
 // Close stops serving. Mounts stay, for the Node that comes after.
 func (n *Node) Close(ctx context.Context) error {
+	defer n.Sources.Close()
 	return errors.Join(n.server.Close(ctx), n.closeLayers())
 }

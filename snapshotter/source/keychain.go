@@ -1,6 +1,7 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/docker/cli/cli/config"
+	"github.com/docker/cli/cli/config/configfile"
 
 	"github.com/apparate/apparate/snapshotter/fetch"
 )
@@ -16,50 +18,50 @@ import (
 // registry goes by in references and requests.
 const dockerHub = "https://index.docker.io/v1/"
 
-// credentials returns the user name and password for host, both empty if there
-// are none. An empty user with a secret is an identity token, as containerd's
-// authorizer wants it.
-func (r *Resolver) credentials(host string) (user, secret string, err error) {
-	if f := r.opts.Credentials; f != nil {
-		if user, secret, err = f(host); err != nil || secret != "" {
-			return user, secret, err
-		}
-	}
-	return fromDockerConfig(r.opts.DockerConfig, host)
-}
-
-// fromDockerConfig reads path, or path/config.json, each time anew: credential
-// providers rewrite the file. Credential helpers named in it are run.
-func fromDockerConfig(path, host string) (user, secret string, err error) {
+// dockerCandidate is what the docker config path, or path/config.json, may know of
+// host. It is read each time anew: people and timers rewrite the file. Credential
+// helpers named in it run only when they are needed.
+func dockerCandidate(path, host string) (candidate, bool) {
 	if path == "" {
-		return "", "", nil
+		return candidate{}, false
 	}
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		path = filepath.Join(path, config.ConfigFileName)
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", "", nil
+		return candidate{}, false
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("docker config: %w", err)
+		return known(path, nil, fmt.Errorf("docker config: %w", err)), true
 	}
 	c, err := config.LoadFromReader(f)
 	_ = f.Close() // only read
 	if err != nil {
-		return "", "", fmt.Errorf("docker config %s: %w", path, err)
+		return known(path, nil, fmt.Errorf("docker config %s: %w", path, err)), true
 	}
 	key := host
-	switch host {
-	case "docker.io", "registry-1.docker.io", "index.docker.io":
+	if canonicalHost(host) == "docker.io" {
 		key = dockerHub
 	}
+	get := func(context.Context) ([]Credential, error) { return fromDockerConfig(c, path, host, key) }
+	if c.CredentialsStore != "" || c.CredentialHelpers[key] != "" {
+		return candidate{origin: path, get: get}, true
+	}
+	creds, err := get(context.Background())
+	return known(path, creds, err), len(creds) > 0 || err != nil
+}
+
+func fromDockerConfig(c *configfile.ConfigFile, path, host, key string) ([]Credential, error) {
 	a, err := c.GetAuthConfig(key)
 	if err != nil {
-		return "", "", fmt.Errorf("docker config %s: credentials of %s: %w", path, host, fetch.Redact(err))
+		return nil, fmt.Errorf("docker config %s: credentials of %s: %w", path, host, fetch.Redact(err))
 	}
-	if a.IdentityToken != "" {
-		return "", a.IdentityToken, nil
+	switch {
+	case a.IdentityToken != "":
+		return []Credential{{Secret: a.IdentityToken}}, nil
+	case a.Password != "":
+		return []Credential{{a.Username, a.Password}}, nil
 	}
-	return a.Username, a.Password, nil
+	return nil, nil
 }

@@ -1,6 +1,7 @@
 package source_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -177,7 +178,9 @@ func TestResolveErrors(t *testing.T) {
 	gone.Close()
 	host := func(s *httptest.Server) string { return s.Listener.Addr().String() }
 	o := options(t)
-	o.Credentials = func(string) (string, string, error) { return "user", "secret-wrong", nil }
+	o.Credentials = func(context.Context, string, string) ([]source.Credential, error) {
+		return []source.Credential{{User: "user", Secret: "secret-wrong"}}, nil
+	}
 	r := source.New(o)
 	for name, c := range map[string]struct {
 		ref string

@@ -31,10 +31,22 @@ type Options struct {
 	// PlainHTTP are hosts, with their port, that are spoken to without TLS.
 	// Loopback hosts are tried with and without in any case.
 	PlainHTTP []string
-	// Credentials, if set, is asked before the docker config for the user name
-	// and password of a host; two empty strings mean that it knows none. An
-	// empty user with a secret is an identity token.
-	Credentials func(host string) (user, secret string, err error)
+	// Credentials, if set, is asked first for the credentials of the repository
+	// repo ("team/app") on host, best first; none mean that it knows none.
+	Credentials func(ctx context.Context, host, repo string) ([]Credential, error)
+	// CredentialsDir has files *.json in the format of docker's config.json,
+	// whose keys may have a path and wildcards as those of image pull secrets
+	// may. They are asked before the plugins; empty: none.
+	CredentialsDir string
+	// ProviderConfig is the configuration of kubelet's credential provider
+	// plugins, a file or a directory, and ProviderBinDir where the plugins are.
+	// They are asked before the docker config; empty: none.
+	ProviderConfig, ProviderBinDir string
+	// Report, if set, is told of trouble with credentials, and with a nil error
+	// of its end; LastErrors.Report fits. repo is the repository on host, or,
+	// where host is empty, the file or plugin that is at fault. The errors have
+	// nothing secret in them. It is called in parallel, and must be quick.
+	Report func(host, repo string, err error)
 	// Fetch has the limits and hooks of all blobs. Its Endpoints, Size, Name
 	// and Stale are ignored.
 	Fetch fetch.Config
@@ -45,14 +57,23 @@ type Options struct {
 // Resolver finds blobs and manifests. It may be used in parallel; blobs of one
 // host share connections, those of one repository share credentials.
 type Resolver struct {
-	opts Options
+	opts   Options
+	keys   *keychain
+	realms realms
 
-	mu    sync.Mutex
-	hosts map[string][]docker.RegistryHost // by host of the reference; without credentials
-	repos map[string]*repository           // by name of the repository, with its host
+	life context.Context // of what runs in the background
+	end  context.CancelFunc
+
+	mu       sync.Mutex
+	hosts    map[string][]docker.RegistryHost // by host of the reference; without credentials
+	repos    map[string]*repository           // by name of the repository, with its host
+	memories map[string]*memory               // by host that is asked and repository on it
+
+	saidMu sync.Mutex
+	said   map[[2]string]string // what was reported and not taken back
 }
 
-// New returns a Resolver. It reads nothing yet.
+// New returns a Resolver. It reads nothing yet. The caller closes it.
 func New(o Options) *Resolver {
 	if o.HostsDirs == nil {
 		o.HostsDirs = []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}
@@ -63,7 +84,54 @@ func New(o Options) *Resolver {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Resolver{opts: o, hosts: map[string][]docker.RegistryHost{}, repos: map[string]*repository{}}
+	r := &Resolver{
+		opts: o, hosts: map[string][]docker.RegistryHost{}, repos: map[string]*repository{},
+		memories: map[string]*memory{}, said: map[[2]string]string{},
+	}
+	r.life, r.end = context.WithCancel(context.Background())
+	place := func(what string, err error) { r.report("", what, err) }
+	r.keys = &keychain{
+		ask: o.Credentials, docker: o.DockerConfig,
+		dir:     &credentialsDir{path: o.CredentialsDir, log: o.Logger, report: place, files: map[string]*credentialsFile{}},
+		plugins: &plugins{config: o.ProviderConfig, bin: o.ProviderBinDir, log: o.Logger, report: place},
+	}
+	return r
+}
+
+// Close ends what is done in the background: credentials are not renewed any more.
+func (r *Resolver) Close() {
+	r.end()
+	r.keys.plugins.close()
+}
+
+// report tells of trouble, and logs it when it is new.
+func (r *Resolver) report(host, repo string, err error) {
+	r.saidMu.Lock()
+	key := [2]string{host, repo}
+	old, again := r.said[key]
+	if err == nil {
+		delete(r.said, key)
+	} else {
+		r.said[key] = err.Error()
+	}
+	r.saidMu.Unlock()
+	switch {
+	case err != nil && err.Error() != old:
+		r.opts.Logger.Warn("credentials", "registry", host, "for", repo, "error", err)
+	case err == nil && again:
+		r.opts.Logger.Info("credentials are good again", "registry", host, "for", repo)
+	}
+	if r.opts.Report != nil && (err != nil || again) {
+		r.opts.Report(host, repo, err)
+	}
+}
+
+// memoryOf returns what is remembered of a repository on a host. The lock is held.
+func (r *Resolver) memoryOf(name string) *memory {
+	if r.memories[name] == nil {
+		r.memories[name] = &memory{}
+	}
+	return r.memories[name]
 }
 
 // defaultDockerConfig is where docker itself would look, "" without a home.
@@ -153,7 +221,7 @@ func (r *Resolver) repository(named reference.Named) (*repository, error) {
 	// Credentials are per repository, because a token is.
 	repo.hosts = slices.Clone(hosts)
 	for i := range repo.hosts {
-		repo.hosts[i].Authorizer = newAuth(repo.hosts[i], repo.path, r.credentials)
+		r.authorize(&repo.hosts[i], repo.path)
 	}
 	r.repos[repo.name] = repo
 	return repo, nil

@@ -261,9 +261,9 @@ func TestCancelledReaderSpoilsNothing(t *testing.T) {
 	o := options(t)
 	asked, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	o.Credentials = func(string) (string, string, error) {
+	o.Credentials = func(context.Context, string, string) ([]source.Credential, error) {
 		once.Do(func() { close(asked); <-release })
-		return "user", "p", nil
+		return []source.Credential{{User: "user", Secret: "p"}}, nil
 	}
 	r := source.New(o)
 	b, err := r.Open(t.Context(), reg.Host()+"/a:1", digest.FromBytes(data), 1000)
