@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/distribution/distribution/v3/configuration"
+	_ "github.com/distribution/distribution/v3/registry/auth/token" // for --token
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the one driver
 	"github.com/sirupsen/logrus"
@@ -36,6 +37,15 @@ func run() error {
 	address := flag.String("address", "127.0.0.1:0", "host:port to serve; port 0 takes a free one")
 	notify := flag.String("notify", "", "URL to which notifications of pushes are sent")
 	user := flag.String("user", "", "user name:password that every request must have (Basic)")
+	token := configuration.Parameters{}
+	flag.Func("token", "name=value of the settings of token authentication: realm, service, issuer, jwks; may be repeated", func(s string) error {
+		name, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return errors.New("write it as name=value")
+		}
+		token[name] = value
+		return nil
+	})
 	headers := http.Header{}
 	flag.Func("notify-header", "\"Name: value\" to send along with notifications; may be repeated", func(s string) error {
 		name, value, ok := strings.Cut(s, ":")
@@ -59,6 +69,9 @@ func run() error {
 	}}
 	config.HTTP.Secret = "one process, nothing to share" // else every start warns
 	config.Catalog.MaxEntries = 1000
+	if len(token) > 0 {
+		config.Auth = configuration.Auth{"token": token}
+	}
 	if *notify != "" {
 		config.Notifications.Endpoints = []configuration.Endpoint{{
 			Name: "notify", URL: *notify, Headers: headers, Timeout: 10 * time.Second, Threshold: 3, Backoff: time.Second,
