@@ -66,7 +66,7 @@ lint: $(GOLANGCI) generated ## golangci-lint at the pinned version, formatting, 
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
 	@cd test/interop && $(GO) mod tidy -diff
-	@for m in tools kube generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
+	@for m in tools kube containerd17 generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
 	@$(GO) mod verify >/dev/null
 
 $(GOLANGCI):

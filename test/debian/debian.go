@@ -5,6 +5,8 @@
 // machine's package state is read or changed except its list of mirrors. The
 // dependency closure is computed as on an empty machine, which is what an image
 // is. apt-get verifies signatures and digests.
+//
+// OpenRelease does the same for another release of Debian than the machine's.
 package debian
 
 import (
@@ -36,12 +38,64 @@ type Package struct {
 type Archive struct {
 	dir      string
 	progress io.Writer
+	release  string   // empty for the machine's own sources
+	sources  []string // options of apt-get that replace the machine's sources
 }
 
 // Open returns the archive in dir, which is made on first use. Progress lines
 // are written to progress.
 func Open(dir string, progress io.Writer) *Archive {
 	return &Archive{dir: dir, progress: progress}
+}
+
+// keyring has the keys of all of Debian's releases; apt itself depends on it.
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// OpenRelease returns an archive of the release of Debian with the code name
+// release, such as bullseye, and its security updates, instead of what the machine
+// is set up for. The packages come from the mirrors that the machine uses and are
+// verified with Debian's keys. The directory must not be one of another archive.
+func OpenRelease(dir, release string, progress io.Writer) *Archive {
+	return &Archive{dir: dir, progress: progress, release: release, sources: []string{
+		"-o", "Dir::Etc::sourcelist=" + filepath.Join(dir, "sources.list"),
+		"-o", "Dir::Etc::sourceparts=" + filepath.Join(dir, "none"),
+	}}
+}
+
+// writeSources writes the sources of a release: the machine's own Debian mirrors,
+// with the release in place of the machine's.
+func (a *Archive) writeSources(ctx context.Context) error {
+	if a.release == "" {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI) $(CODENAME)", "Created-By: Packages")
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("asking apt-get for its mirrors: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(a.dir, "none"), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(releaseSources(string(out), a.release)), 0o644)
+}
+
+// releaseSources makes a sources.list out of lines "ORIGIN URI CODENAME" of a
+// machine. Machines without package lists know no origins: they get Debian's own
+// mirror.
+func releaseSources(targets, release string) string {
+	main, security := "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
+	for line := range strings.Lines(targets) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) != 3 || f[0] != "Debian":
+		case strings.HasSuffix(f[2], "-security"):
+			security = f[1]
+		case !strings.Contains(f[2], "-"):
+			main = f[1]
+		}
+	}
+	signed := "deb [signed-by=" + keyring + "] "
+	return signed + main + " " + release + " main\n" + signed + security + " " + release + "-security main\n"
 }
 
 // say writes a progress line. A reader that is gone is no reason to stop.
@@ -106,6 +160,9 @@ func (a *Archive) locked(ctx context.Context, names []string, get func() ([]Pack
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	if err := a.writeSources(ctx); err != nil {
+		return nil, err
+	}
 
 	if lists, err := filepath.Glob(filepath.Join(a.dir, "lists", "*Packages*")); err == nil && len(lists) > 0 {
 		pkgs, err := get()
@@ -144,6 +201,7 @@ func (a *Archive) apt(ctx context.Context, files string, args ...string) ([]byte
 		"-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
 		"-o", "Debug::NoLocking=true", // our lock covers it
 	}
+	all = append(all, a.sources...)
 	cmd := exec.CommandContext(ctx, "apt-get", append(all, args...)...)
 	cmd.Dir = filepath.Join(a.dir, files) // where "download" puts its files
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")

@@ -51,6 +51,38 @@ func TestArchive(t *testing.T) {
 	}
 }
 
+// TestRelease proves that packages of another release are found and verified, and
+// that the machine's own are not touched by it.
+func TestRelease(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := OpenRelease(filepath.Join(cache, "apparate", "debian-bullseye"), "bullseye", t.Output())
+	pkgs, err := a.Fetch(t.Context(), "hostname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pkgs) != 1 || pkgs[0].Version != "3.23" { // of Debian 11
+		t.Errorf("packages of bullseye: %+v", pkgs)
+	}
+}
+
+func TestReleaseSources(t *testing.T) {
+	const signed = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
+	for name, c := range map[string]struct{ targets, want string }{
+		"no lists yet": {"", signed + "http://deb.debian.org/debian bullseye main\n" + signed + "http://deb.debian.org/debian-security bullseye-security main\n"},
+		"mirrors": {
+			"Debian http://m/debian/ bookworm\nDebian http://m/debian/ bookworm-updates\nDebian http://m/security/ bookworm-security\nNode https://n/ nodistro\n",
+			signed + "http://m/debian/ bullseye main\n" + signed + "http://m/security/ bullseye-security main\n",
+		},
+	} {
+		if got := releaseSources(c.targets, "bullseye"); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	a := Open("/d", io.Discard)
 	got, err := a.parse([]byte("'http://x/zlib1g_1.2-1_amd64.deb' zlib1g_1%3a1.2-1_amd64.deb 86684 MD5Sum:0\n"))

@@ -1,11 +1,12 @@
 // Package tools provides the external programs that the demo and the tests run:
-// containerd with its shim and ctr, runc, a registry, and Kubernetes.
+// containerd with its shim and ctr, also old ones, runc, a registry, Kubernetes, and
+// network plugins.
 //
-// The Go programs are built from the Go module proxy at the versions that
-// hack/tools/go.mod pins; runc is Debian's package, unpacked, because building it
-// needs a C compiler. Everything is cached under $XDG_CACHE_HOME/apparate/tools,
-// in directories named by version and by a hash of what they were made from, so
-// a changed pin or Go version builds anew and nothing else does. Callers in
+// The Go programs are built from the Go module proxy at the versions that the
+// modules below hack pin; what needs a C compiler is a package of Debian, unpacked.
+// Everything is cached under $XDG_CACHE_HOME/apparate/tools, in directories named by
+// version and by a hash of what they were made from, so a changed pin or Go version
+// builds anew and nothing else does. Callers in
 // several processes may ask at once: one builds, the others wait.
 package tools
 
@@ -22,8 +23,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-
-	"github.com/apparate/apparate/test/debian"
 )
 
 // The programs that Ensure knows.
@@ -34,8 +33,17 @@ const (
 	Registry   = "registry"
 	Runc       = "runc"
 	// ContainerdCRI is containerd with the interface that the kubelet speaks; the
-	// shim is beside it.
+	// shim and ctr are beside it, as they are beside the older ones.
 	ContainerdCRI = "containerd-cri"
+	// Containerd17, Containerd16 and Containerd14 are what nodes in the field run: the
+	// last release of containerd 1.7, Debian 12's package and Debian 11's.
+	Containerd17 = "containerd-1.7"
+	Containerd16 = "containerd-1.6"
+	Containerd14 = "containerd-1.4"
+	// CNI is the network plugin of nodes; those that it works with are beside it.
+	CNI = "ptp"
+	// Nft is Debian's, with the libraries it needs, for kube-proxy.
+	Nft = "nft"
 	// Kube is Kubernetes, etcd and kubectl in one program. Beside it are links
 	// by the names of its parts; see KubeParts.
 	Kube = "kube"
@@ -43,6 +51,11 @@ const (
 
 // All lists the programs of a node, in the order in which they start.
 func All() []string { return []string{Registry, Containerd, Shim, Ctr, Runc} }
+
+// Cluster lists the programs of a Kubernetes cluster.
+func Cluster() []string {
+	return []string{Registry, Runc, Nft, CNI, ContainerdCRI, Kube, Containerd17, Containerd16, Containerd14}
+}
 
 // KubeParts are the names under which Kube can be called.
 func KubeParts() []string {
@@ -74,6 +87,13 @@ const (
 
 func groups() []group {
 	const containerd, distribution = "github.com/containerd/containerd/v2", "github.com/distribution/distribution/v3"
+	const containerd17, plugins = "github.com/containerd/containerd", "github.com/containernetworking/plugins"
+	commands := func(module string) (all []string) {
+		for _, c := range []string{Containerd, Shim, Ctr} {
+			all = append(all, module+"/cmd/"+c)
+		}
+		return all
+	}
 	variable := func(module string) func(string) string {
 		return func(v string) string { return " -X " + module + "/version.Version=" + v }
 	}
@@ -81,7 +101,7 @@ func groups() []group {
 		{
 			name: "containerd", module: containerd, dir: "tools", tags: nodeTags,
 			programs: []string{Containerd, Shim, Ctr},
-			packages: []string{containerd + "/cmd/" + Containerd, containerd + "/cmd/" + Shim, containerd + "/cmd/" + Ctr},
+			packages: commands(containerd),
 			version:  variable(containerd),
 		},
 		{
@@ -96,8 +116,22 @@ func groups() []group {
 		},
 		{
 			name: "containerd-cri", module: containerd, dir: "tools", tags: criTags,
-			programs: []string{ContainerdCRI}, packages: []string{containerd + "/cmd/" + Containerd, containerd + "/cmd/" + Shim},
+			programs: []string{ContainerdCRI}, packages: commands(containerd),
 			version: variable(containerd), built: Containerd, links: []string{ContainerdCRI},
+		},
+		{
+			name: "containerd17", module: containerd17, dir: "containerd17", tags: criTags,
+			programs: []string{Containerd17}, packages: commands(containerd17),
+			version: variable(containerd17), built: Containerd, links: []string{Containerd17},
+		},
+		{
+			name: "cni", module: plugins, dir: "tools", tags: nodeTags,
+			programs: []string{CNI}, packages: []string{
+				plugins + "/plugins/main/ptp", plugins + "/plugins/main/loopback", plugins + "/plugins/ipam/host-local", plugins + "/plugins/meta/portmap",
+			},
+			version: func(v string) string {
+				return " -X " + plugins + "/pkg/utils/buildversion.BuildVersion=" + v
+			},
 		},
 	}
 }
@@ -133,8 +167,8 @@ func Ensure(ctx context.Context, progress io.Writer, names ...string) (map[strin
 	}
 	paths := map[string]string{}
 	for _, name := range names {
-		if name == Runc {
-			if paths[name], err = ensureRunc(ctx, progress, cache); err != nil {
+		if i := slices.IndexFunc(packages(), func(p unpacked) bool { return p.name == name }); i >= 0 {
+			if paths[name], err = ensurePackage(ctx, progress, cache, packages()[i]); err != nil {
 				return nil, err
 			}
 			continue
@@ -242,27 +276,6 @@ func moduleVersion(mod, module string) string {
 		}
 	}
 	return ""
-}
-
-// ensureRunc unpacks Debian's runc. The library it needs, libseccomp2, is on
-// every Debian: apt itself depends on it.
-func ensureRunc(ctx context.Context, progress io.Writer, cache string) (string, error) {
-	dir := filepath.Join(cache, "tools", "runc-debian")
-	err := Make(dir, func(tmp string) error {
-		pkgs, err := debian.Open(filepath.Join(cache, "debian"), progress).Fetch(ctx, "runc")
-		if err != nil {
-			return err
-		}
-		Say(progress, "runc %s: unpacking Debian's package", pkgs[0].Version)
-		if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", pkgs[0].File, tmp).CombinedOutput(); err != nil {
-			return fmt.Errorf("dpkg-deb -x %s: %w: %s", pkgs[0].File, err, out)
-		}
-		if out, err := exec.CommandContext(ctx, filepath.Join(tmp, "usr/sbin/runc"), "--version").CombinedOutput(); err != nil {
-			return fmt.Errorf("runc of Debian does not run here (apt-get install libseccomp2): %w: %s", err, out)
-		}
-		return nil
-	})
-	return filepath.Join(dir, "usr/sbin/runc"), err
 }
 
 // Make fills the directory dir by calling fill with an empty directory beside

@@ -15,11 +15,14 @@ import (
 
 // TestEnsure proves that every program runs and is the pinned version.
 func TestEnsure(t *testing.T) {
-	paths, err := Ensure(t.Context(), t.Output(), All()...)
+	paths, err := Ensure(t.Context(), t.Output(), append(All(), Nft, CNI, Containerd17, Containerd16, Containerd14)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{Containerd: "v2.", Shim: "v2.", Ctr: "v2.", Runc: "runc version"} {
+	for name, want := range map[string]string{
+		Containerd: "v2.", Shim: "v2.", Ctr: "v2.", Runc: "runc version", Nft: "nftables v", CNI: "v1.9.1",
+		Containerd17: " v1.7.35", Containerd16: " 1.6.20~ds1", Containerd14: " 1.4.13~ds1",
+	} {
 		flag := "--version"
 		if name == Shim {
 			flag = "-v"
@@ -27,6 +30,13 @@ func TestEnsure(t *testing.T) {
 		out, err := exec.CommandContext(t.Context(), paths[name], flag).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s %s: %v\n%s", name, flag, err, out)
+		}
+	}
+	for _, name := range []string{Containerd17, Containerd16, Containerd14} {
+		for _, beside := range []string{Containerd, Shim, Ctr} {
+			if !exists(filepath.Join(filepath.Dir(paths[name]), beside)) {
+				t.Errorf("%s has no %s beside it", name, beside)
+			}
 		}
 	}
 	if _, err := Ensure(t.Context(), t.Output(), "nothing"); err == nil {

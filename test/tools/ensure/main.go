@@ -14,7 +14,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if _, err := tools.Ensure(ctx, os.Stderr, append(tools.All(), tools.Kube, tools.ContainerdCRI)...); err != nil {
+	if _, err := tools.Ensure(ctx, os.Stderr, append(tools.All(), tools.Cluster()...)...); err != nil {
 		fmt.Fprintln(os.Stderr, "ensure:", err)
 		os.Exit(1)
 	}
