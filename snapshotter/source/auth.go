@@ -85,13 +85,19 @@ func (a *auth) Authorize(ctx context.Context, req *http.Request) error {
 	if g != nil && g.ended(now) {
 		g = nil
 	}
-	if g != nil && g.due(now) && !a.renewing {
+	due := g != nil && g.due(now)
+	if due && !a.renewing {
 		a.renewing = true
 		go a.renew()
 	}
 	a.mu.Unlock()
 	if !asked {
 		return nil
+	}
+	if due && g.stale(now) {
+		if next, err := a.once(ctx); err == nil {
+			g = next
+		}
 	}
 	if g == nil {
 		var err error
@@ -140,6 +146,13 @@ func (a *auth) AddResponses(ctx context.Context, responses []*http.Response) err
 func (a *auth) renew() {
 	ctx, cancel := context.WithTimeout(a.life, authTimeout)
 	defer cancel()
+	a.mu.Lock()
+	if a.grant == nil || !a.grant.due(time.Now()) {
+		a.renewing = false // somebody else was quicker
+		a.mu.Unlock()
+		return
+	}
+	a.mu.Unlock()
 	_, err := a.once(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -190,10 +203,9 @@ func (a *auth) once(ctx context.Context) (*grant, error) {
 }
 
 // obtain tries the credentials that there are. All but the last of them, and but
-// those of the place whose credentials worked before, are tried on the registry.
+// the one that worked before, are tried on the registry.
 func (a *auth) obtain(ctx context.Context, d *demand) (*grant, error) {
-	worked := a.memory.place()
-	all := newChoices(a.keys.candidates(a.host, a.repo), worked)
+	all := newChoices(a.keys.candidates(a.host, a.repo), a.memory.success())
 	var refused []error
 	var fallback *grant
 	for {
@@ -201,7 +213,7 @@ func (a *auth) obtain(ctx context.Context, d *demand) (*grant, error) {
 		if !ok {
 			break
 		}
-		g, err := a.try(ctx, d, c, (all.more() || fallback != nil) && c.origin != worked)
+		g, err := a.try(ctx, d, c, (all.more() || fallback != nil) && !c.trusted)
 		switch {
 		case err == nil:
 			return g, nil
@@ -309,7 +321,7 @@ func (a *auth) prove(ctx context.Context, d *demand, g *grant) error {
 		return fmt.Errorf("registry %s: HTTP %d", a.host, s)
 	}
 	g.proven = true
-	a.memory.accept(g.origin)
+	a.memory.accept(g.choice)
 	a.report(nil)
 	return nil
 }
@@ -336,7 +348,7 @@ func (a *auth) witnessed(value string, status int) {
 	a.mu.Unlock()
 	switch {
 	case taken && !proven:
-		a.memory.accept(g.origin)
+		a.memory.accept(g.choice)
 		a.report(nil)
 	case refused && !proven:
 		a.refused(g.choice, fmt.Errorf("HTTP %d", status))

@@ -1,10 +1,12 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // Credential is a user name and a password for a registry. An empty User with a
@@ -86,31 +88,34 @@ type choice struct {
 	Credential
 	origin  string
 	refused func(Credential)
+	trusted bool // because it worked before
 }
 
 // choices hands out the credentials of candidates one after the other, each once,
-// and asks a place only when those before it were not enough.
+// and asks a place only when those before it were not enough. What worked before
+// comes first.
 type choices struct {
 	list   []candidate
+	worked success
 	queue  []choice
 	seen   map[fingerprint]bool
 	failed []error // of places that could not answer
 }
 
-// newChoices begins with the place preferred, if that is in list.
-func newChoices(list []candidate, preferred string) *choices {
-	c := &choices{seen: map[fingerprint]bool{}}
-	for _, l := range list {
-		if preferred != "" && l.origin == preferred {
-			c.list = append(c.list, l)
-		}
-	}
-	for _, l := range list {
-		if preferred == "" || l.origin != preferred {
-			c.list = append(c.list, l)
-		}
-	}
+func newChoices(list []candidate, worked success) *choices {
+	c := &choices{list: slices.Clone(list), worked: worked, seen: map[fingerprint]bool{}}
+	slices.SortStableFunc(c.list, func(a, b candidate) int {
+		return cmp.Compare(later(a.origin != worked.origin), later(b.origin != worked.origin))
+	})
 	return c
+}
+
+// later makes true sort after false.
+func later(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // next returns the next credential, false if there is no other.
@@ -128,8 +133,12 @@ func (c *choices) next(ctx context.Context) (choice, bool) {
 		for _, cred := range creds {
 			if f := cred.fingerprint(); cred.Secret != "" && !c.seen[f] && len(c.seen) < maxCandidates {
 				c.seen[f] = true
-				c.queue = append(c.queue, choice{cred, from.origin, from.refused})
+				c.queue = append(c.queue, choice{cred, from.origin, from.refused, f == c.worked.id})
 			}
+		}
+		slices.SortStableFunc(c.queue, func(a, b choice) int { return cmp.Compare(later(!a.trusted), later(!b.trusted)) })
+		if len(c.queue) == 1 && from.origin == c.worked.origin {
+			c.queue[0].trusted = true // the successor of the one that worked
 		}
 	}
 	first := c.queue[0]

@@ -74,7 +74,7 @@ func (d *credentialsDir) candidates(n imageName) []candidate {
 		var creds []Credential
 		for _, e := range f.entries {
 			if e.below(n) {
-				creds = append(creds, e.cred)
+				creds = append(creds, e.Credential)
 			}
 		}
 		if len(creds) > 0 {

@@ -103,7 +103,7 @@ func (p pattern) begins(n imageName) bool {
 // entry is the credential for what a pattern matches.
 type entry struct {
 	pattern
-	cred Credential
+	Credential
 }
 
 // sortEntries puts the more specific patterns first: the longer path, then the

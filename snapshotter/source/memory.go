@@ -9,8 +9,14 @@ import (
 // the connections to the registry, which are made anew after a refusal.
 type memory struct {
 	mu      sync.Mutex
-	worked  string // the place whose credentials worked last
+	worked  success // the last one
 	refused map[fingerprint]refusedCredential
+}
+
+// success is a credential that worked, and the place that knew it.
+type success struct {
+	origin string
+	id     fingerprint
 }
 
 // refusedCredential keeps wrong credentials from being tried for every read.
@@ -20,24 +26,24 @@ type refusedCredential struct {
 	until time.Time
 }
 
-func (m *memory) place() string {
+func (m *memory) success() success {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.worked
 }
 
-// accept notes that credentials of a place are good.
-func (m *memory) accept(origin string) {
+// accept notes that a credential is good.
+func (m *memory) accept(c choice) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.worked, m.refused = origin, nil
+	m.worked, m.refused = success{c.origin, c.fingerprint()}, nil
 }
 
-// forget makes all places equal again.
+// forget makes all credentials equal again.
 func (m *memory) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.worked = ""
+	m.worked = success{}
 }
 
 // refuse notes that a credential was refused. The first time it may be tried again
@@ -45,7 +51,7 @@ func (m *memory) forget() {
 func (m *memory) refuse(id fingerprint, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.worked = ""
+	m.worked = success{}
 	if m.refused == nil || len(m.refused) >= 4*maxCandidates {
 		m.refused = map[fingerprint]refusedCredential{}
 	}

@@ -30,6 +30,7 @@ type plugin struct {
 	pluginConfig
 	path    string
 	timeout time.Duration
+	ask     func(context.Context, imageName) (answer, error) // exec
 	log     *slog.Logger
 	report  func(what string, err error)
 
@@ -71,6 +72,7 @@ func newPlugin(c pluginConfig, path string, log *slog.Logger, report func(string
 		pluginConfig: c, path: path, timeout: pluginTimeout, log: log, report: report,
 		answers: map[string]*cached{}, failed: map[string]failure{},
 	}
+	p.ask = p.exec
 	p.life, p.end = context.WithCancel(context.Background())
 	return p
 }
@@ -135,7 +137,7 @@ func (c *cached) choose(n imageName) []Credential {
 	var creds []Credential
 	for _, e := range c.entries {
 		if e.begins(n) {
-			creds = append(creds, e.cred)
+			creds = append(creds, e.Credential)
 		}
 	}
 	return creds
@@ -188,7 +190,7 @@ func (p *plugin) run(n imageName) (*cached, error) {
 	defer p.runs.Done()
 
 	began := time.Now() // the answer's life may begin that early
-	a, err := p.exec(p.life, n)
+	a, err := p.ask(p.life, n)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {

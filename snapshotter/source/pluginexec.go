@@ -57,7 +57,7 @@ type answer struct {
 func (a answer) secrets() []string {
 	var s []string
 	for _, e := range a.entries {
-		s = append(s, e.cred.Secret, base64.StdEncoding.EncodeToString([]byte(e.cred.User+":"+e.cred.Secret)))
+		s = append(s, e.Secret, base64.StdEncoding.EncodeToString([]byte(e.User+":"+e.Secret)))
 	}
 	return s
 }
@@ -137,12 +137,12 @@ func (p *plugin) exec(ctx context.Context, n imageName) (answer, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		if text := p.quote(said.Bytes(), out.Bytes()); text != "" {
+		if text := p.quote(said.b, out.b); text != "" {
 			err = fmt.Errorf("%w: %s", err, text)
 		}
 		return answer{}, err
 	}
-	return parseAnswer(out.Bytes(), p.APIVersion)
+	return parseAnswer(out.b, p.APIVersion)
 }
 
 // environ is our own environment, as kubelet gives its own, without what systemd
@@ -195,20 +195,19 @@ func (p *plugin) quote(said, printed []byte) string {
 	return text
 }
 
-// limited keeps the first most bytes that are written to it.
+// limited keeps the first most bytes that are written to it. It has no ReadFrom,
+// by which io.Copy would go around Write.
 type limited struct {
-	bytes.Buffer
+	b    []byte
 	most int
 	full func() // called when there are more; nil drops them
 }
 
 func (l *limited) Write(b []byte) (int, error) {
-	if room := l.most - l.Len(); len(b) > room {
-		l.Buffer.Write(b[:room])
-		if l.full != nil {
-			l.full()
-		}
-		return len(b), nil
+	room := min(l.most-len(l.b), len(b))
+	l.b = append(l.b, b[:room]...)
+	if room < len(b) && l.full != nil {
+		l.full()
 	}
-	return l.Buffer.Write(b)
+	return len(b), nil
 }

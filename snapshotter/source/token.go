@@ -75,6 +75,12 @@ type grant struct {
 func (g *grant) ended(now time.Time) bool { return !g.end.IsZero() && !now.Before(g.end) }
 func (g *grant) due(now time.Time) bool   { return !g.renew.IsZero() && !now.Before(g.renew) }
 
+// stale says whether a token whose end is not known was not looked after for long,
+// because nobody read: it may be as good as ended.
+func (g *grant) stale(now time.Time) bool {
+	return g.end.IsZero() && !g.renew.IsZero() && now.Sub(g.renew) > 5*untoldLife
+}
+
 // refusal is why credentials were not taken: they, not the network, are at fault.
 type refusal struct{ error }
 

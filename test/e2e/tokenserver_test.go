@@ -200,10 +200,10 @@ func newGate(t *testing.T, addr string) *gate {
 		ModifyResponse: func(resp *http.Response) error {
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			switch {
-			case resp.StatusCode == http.StatusUnauthorized:
+			switch resp.StatusCode {
+			case http.StatusUnauthorized:
 				g.denied++
-			case resp.StatusCode == http.StatusPartialContent:
+			case http.StatusPartialContent:
 				g.ranges++
 			}
 			return nil
