@@ -3,9 +3,11 @@
 // reference into hosts, credentials and blobs that can be read in ranges.
 //
 // It is configured as containerd is: hosts from certs.d/<host>/hosts.toml, with
-// mirrors, CAs and client certificates, and credentials from docker's
-// config.json. Both are read when first needed and again when a registry
-// refuses us, so that a rotated password needs no restart.
+// mirrors, CAs and client certificates. Credentials come from a directory of
+// files, from kubelet's credential provider plugins and from docker's config.json,
+// in this order. All is read when first needed and again when a registry refuses
+// us, so that a rotated password needs no restart; tokens and the plugins' answers
+// are renewed before they end.
 package source
 
 import (

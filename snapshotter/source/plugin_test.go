@@ -55,6 +55,20 @@ func (m *maker) set(f func()) {
 	f()
 }
 
+// count is how often the program ran.
+func (m *maker) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.runs
+}
+
+// age is that of a password.
+func (m *maker) age(password string) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Since(m.made[password])
+}
+
 // newMade returns a plugin whose program is m.
 func newMade(t *testing.T, m *maker) (*plugin, *LastErrors) {
 	t.Helper()
@@ -88,7 +102,7 @@ func TestPluginRenewsAhead(t *testing.T) {
 					if err != nil || len(creds) != 1 {
 						t.Fatalf("%v %v", creds, err)
 					}
-					if age := time.Since(m.made[creds[0].Secret]); age > m.life {
+					if age := m.age(creds[0].Secret); age > m.life {
 						t.Fatalf("a password of %s", age)
 					}
 					if took := time.Since(began); i > 0 && took > 0 {
@@ -96,14 +110,14 @@ func TestPluginRenewsAhead(t *testing.T) {
 					}
 					time.Sleep(time.Second)
 				}
-				if most := 600/12 + 2; m.runs > most {
-					t.Errorf("%d runs in ten minutes, want at most %d", m.runs, most)
+				if most := 600/12 + 2; m.count() > most {
+					t.Errorf("%d runs in ten minutes, want at most %d", m.count(), most)
 				}
 				time.Sleep(idlePlugin + time.Minute)
-				runs := m.runs
+				runs := m.count()
 				time.Sleep(time.Hour)
-				if m.runs != runs {
-					t.Errorf("%d runs though nobody asks", m.runs-runs)
+				if m.count() != runs {
+					t.Errorf("%d runs though nobody asks", m.count()-runs)
 				}
 				if l := errs.List(); len(l) > 0 {
 					t.Errorf("reported: %v", l)
@@ -136,8 +150,8 @@ func TestPluginRenewalFails(t *testing.T) {
 		if now, err := get(); now != first || err != nil {
 			t.Errorf("while renewals fail: %q %v", now, err)
 		}
-		if m.runs < 3 || m.runs > 12 {
-			t.Errorf("%d runs", m.runs)
+		if m.count() < 3 || m.count() > 12 {
+			t.Errorf("%d runs", m.count())
 		}
 		if l := errs.List(); len(l) != 1 || l[0].Repo != "credential provider made" || !strings.Contains(l[0].Message, "exit status 1") {
 			t.Errorf("reported: %+v", l)
@@ -146,14 +160,14 @@ func TestPluginRenewalFails(t *testing.T) {
 		if _, err := get(); err == nil {
 			t.Error("an ended password is given out")
 		}
-		runs := m.runs
+		runs := m.count()
 		for range 100 {
 			if _, err := get(); err == nil {
 				t.Error("a broken program answers")
 			}
 		}
-		if m.runs > runs+5 {
-			t.Errorf("100 questions ran it %d times", m.runs-runs)
+		if m.count() > runs+5 {
+			t.Errorf("100 questions ran it %d times", m.count()-runs)
 		}
 		m.set(func() { m.broken = nil })
 		time.Sleep(time.Minute)
@@ -187,8 +201,8 @@ func TestPluginSingleFlight(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				if m.runs != want {
-					t.Errorf("%d runs, want %d", m.runs, want)
+				if m.count() != want {
+					t.Errorf("%d runs, want %d", m.count(), want)
 				}
 			})
 		})
@@ -208,8 +222,8 @@ func TestPluginDurations(t *testing.T) {
 		ask()
 		time.Sleep(35 * time.Second)
 		ask()
-		if m.runs != 1 {
-			t.Errorf("%d runs within the default duration", m.runs)
+		if m.count() != 1 {
+			t.Errorf("%d runs within the default duration", m.count())
 		}
 		m.set(func() { m.life = -1 })
 		time.Sleep(time.Hour)
@@ -217,8 +231,8 @@ func TestPluginDurations(t *testing.T) {
 		for range 5 {
 			ask()
 		}
-		if m.runs != 5 {
-			t.Errorf("%d runs of 5 without a duration", m.runs)
+		if m.count() != 5 {
+			t.Errorf("%d runs of 5 without a duration", m.count())
 		}
 	})
 }
@@ -233,8 +247,8 @@ func TestPluginDoubt(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if runs := want/3 + 1; m.runs != runs {
-				t.Errorf("step %d: %d runs, want %d", want, m.runs, runs)
+			if runs := want/3 + 1; m.count() != runs {
+				t.Errorf("step %d: %d runs, want %d", want, m.count(), runs)
 			}
 			time.Sleep(wait)
 			p.doubt(app(0), creds[0])
