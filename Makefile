@@ -39,11 +39,23 @@ tools: ## build containerd, a registry and Kubernetes for the tests into the cac
 .PHONY: unit
 unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 	@[ -n "$(RACE)" ] || echo "no C compiler: the tests run WITHOUT the race detector"
-	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control)$$')
+	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster)$$')
 
 .PHONY: e2e
 e2e: build ## the built programs with real containerd, runc, registry, API server and kubelet (root)
-	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control
+	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster
+
+.PHONY: cluster-up
+cluster-up: ## a real three-node Kubernetes on this machine, in network namespaces; stays until cluster-down (root)
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/cluster ./test/cluster/run
+	bin/cluster up
+
+.PHONY: cluster-down
+cluster-down: ## end it, and remove what it or a crashed one left
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/cluster ./test/cluster/run
+	bin/cluster down
 
 .PHONY: interop
 interop: ## stargz-snapshotter's own reader mounts our images

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,7 +177,7 @@ func (n *Node) Start(context.Context) error {
 		return fmt.Errorf("connecting %s: %w", n.Name, err)
 	}
 	_, err = stdin.Write(config)
-	return errors.Join(err, stdin.Close())
+	return errors.Join(err, stdin.Close(), door(n.dir, enterNode(cmd.Process.Pid)))
 }
 
 // ended returns an error where the node ended by itself.
@@ -205,16 +206,17 @@ func (n *Node) PowerCut() error {
 	_ = n.cmd.Process.Kill() // it may have ended
 	<-n.done                 // once the kernel has ended all others
 	n.cmd = nil
+	if err := os.Remove(filepath.Join(n.dir, doorName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return removeNodeGroups(n.c.Name, n.Name)
 }
 
 // Command is a program of the node that runs in all of its namespaces. Its whole
 // process group is killed when ctx ends.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{
-		fmt.Sprintf("--target=%d", n.pid()), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--", name,
-	}, args...)...)
-	cmd.Env = append([]string(nil), boot.Environment()...)
+	cmd := exec.CommandContext(ctx, "nsenter", append(append(enterNode(n.pid()), name), args...)...)
+	cmd.Env = boot.Environment()
 	killGroup(cmd)
 	return cmd
 }

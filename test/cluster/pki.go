@@ -150,13 +150,16 @@ func (c *Cluster) certificates() (err error) {
 		}
 	}
 	c.Kubeconfig = c.kubeconfig(admin)
-	return nil
+	return door(c.Dir, c.enterSpace())
 }
 
 // admin is the administrator's name.
 const admin = "admin"
 
-func (c *Cluster) kubeconfig(name string) string { return c.pki.file(name + ".kubeconfig") }
+func (c *Cluster) kubeconfig(name string) string { return kubeconfigFile(c.Dir, name) }
+
+// kubeconfigFile is where the cluster in dir has the kubeconfig of the user name.
+func kubeconfigFile(dir, name string) string { return filepath.Join(dir, "pki", name+".kubeconfig") }
 
 // Config is an administrator's configuration for clients in this process.
 func (c *Cluster) Config() *rest.Config {

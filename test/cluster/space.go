@@ -137,9 +137,8 @@ func (c *Cluster) Transport() *http.Transport {
 // with KUBECONFIG set. It sees the machine's files. Its whole process group is killed
 // when ctx ends.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + c.space.path(), "--", name}, args...)...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig, "KUBECACHEDIR="+c.Dir+"/kubecache",
-		"HTTP_PROXY=", "HTTPS_PROXY=", "http_proxy=", "https_proxy=", "ALL_PROXY=", "all_proxy=")
+	cmd := exec.CommandContext(ctx, "nsenter", append(append(c.enterSpace(), name), args...)...)
+	cmd.Env = controlEnv(c.Kubeconfig)
 	killGroup(cmd)
 	return cmd
 }
