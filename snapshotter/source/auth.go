@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"path"
 	"strings"
@@ -41,6 +42,7 @@ type auth struct {
 	realms *realms
 	life   context.Context // of what runs in the background
 	report func(error)
+	log    *slog.Logger
 
 	flights singleflight.Group
 
@@ -65,7 +67,7 @@ func (r *Resolver) authorize(h *docker.RegistryHost, repo string) {
 	a := &auth{
 		client: h.Client, header: h.Header, host: host, repo: repo, scope: "repository:" + repo + ":pull",
 		keys: r.keys, memory: r.memoryOf(host + "/" + repo), realms: &r.realms, life: r.life,
-		report: func(err error) { r.report(host, repo, err) },
+		report: func(err error) { r.report(host, repo, err) }, log: r.opts.Logger,
 	}
 	seen := *h.Client
 	seen.Transport = &witness{base: h.Client.Transport, auth: a}
@@ -161,7 +163,8 @@ func (a *auth) renew() {
 		a.tries = 0
 		return
 	}
-	if a.grant != nil {
+	if a.grant != nil && a.life.Err() == nil {
+		a.log.Warn("authorization is not renewed: the one there is holds a while", "registry", a.host, "repository", a.repo, "error", err)
 		next := time.Now().Add(backoff(a.tries))
 		// Others may hold the grant without the lock: they get a new one.
 		g := *a.grant

@@ -104,7 +104,9 @@ func (r *Resolver) Close() {
 	r.keys.plugins.close()
 }
 
-// report tells of trouble, and logs it when it is new.
+// report tells of trouble, and of its end. Trouble with a source of credentials
+// is logged when it is new; what a registry refuses is the error of a read, which
+// its caller logs.
 func (r *Resolver) report(host, repo string, err error) {
 	r.saidMu.Lock()
 	key := [2]string{host, repo}
@@ -116,10 +118,11 @@ func (r *Resolver) report(host, repo string, err error) {
 	}
 	r.saidMu.Unlock()
 	switch {
+	case host != "":
 	case err != nil && err.Error() != old:
-		r.opts.Logger.Warn("credentials", "registry", host, "for", repo, "error", err)
+		r.opts.Logger.Warn("source of credentials", "source", repo, "error", err)
 	case err == nil && again:
-		r.opts.Logger.Info("credentials are good again", "registry", host, "for", repo)
+		r.opts.Logger.Info("source of credentials is good again", "source", repo)
 	}
 	if r.opts.Report != nil && (err != nil || again) {
 		r.opts.Report(host, repo, err)
