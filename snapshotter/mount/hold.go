@@ -65,7 +65,11 @@ type HoldOptions struct {
 // made is taken away. Mounts below Root that an earlier life left are, too, at the
 // beginning: nobody will answer for them again.
 //
-// With systemd, NOTIFY_SOCKET hears READY=1 when the daemon first serves.
+// With systemd, NOTIFY_SOCKET hears READY=1 when the daemon first serves. Where the
+// unit has a descriptor store (FileDescriptorStoreMax=3), what Hold keeps is in it
+// as well: a holder that is killed or restarted finds it there, and goes on where
+// the one before ended. Then the end of ctx takes nothing away, since it may be the
+// first half of a restart; [Clear] does, after the service was stopped.
 func Hold(ctx context.Context, o HoldOptions) (err error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -81,27 +85,77 @@ func Hold(ctx context.Context, o HoldOptions) (err error) {
 	signal.Notify(pipe, syscall.SIGPIPE)
 	defer signal.Stop(pipe)
 
-	lock, err := acquire(o.Root)
+	h, stored, err := restore(o)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
+	if !stored {
+		if h, err = begin(o); err != nil {
+			return err
+		}
+	}
+	h.keep, err = h.store()
+	if err != nil {
+		o.Logger.Warn("descriptors are not kept by the service manager: the end of this process ends the mounts", "error", err)
+	}
+	if stored {
+		o.Logger.Info("going on with what the service manager kept")
+	}
+	return errors.Join(h.run(ctx), h.end())
+}
+
+// begin makes everything anew.
+func begin(o HoldOptions) (h *holder, err error) {
+	h = &holder{HoldOptions: o}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.end())
+		}
+	}()
+	if h.lock, err = acquire(o.Root); err != nil {
+		return h, err
+	}
 	if err := sweep(o.Root, o.Logger); err != nil {
+		return h, err
+	}
+	if h.listener, err = listen(o.Socket); err != nil {
+		return h, fmt.Errorf("%w: %w", ErrSocket, err)
+	}
+	h.dev, err = blobfs.Connect(o.Blobs)
+	return h, err
+}
+
+// end takes away what the holder made, or only lets go of it when the service
+// manager keeps it for the next.
+func (h *holder) end() error {
+	var errs []error
+	if h.dev != nil {
+		// First the connection: what still waits in it fails, and frees the mounts.
+		errs = append(errs, h.dev.Close())
+		if !h.keep {
+			errs = append(errs, sweep(h.Root, h.Logger))
+		}
+	}
+	if h.listener != nil {
+		errs = append(errs, h.listener.Close())
+		if !h.keep {
+			errs = append(errs, os.Remove(h.Socket))
+		}
+	}
+	if h.lock != nil {
+		errs = append(errs, h.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Clear takes the mounts below root away that a holder left, once that and its
+// daemon have ended.
+func Clear(root string, log *slog.Logger) error {
+	lock, err := acquire(root)
+	if err != nil {
 		return err
 	}
-	l, err := listen(o.Socket)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrSocket, err)
-	}
-	defer func() { err = errors.Join(err, l.Close(), os.Remove(o.Socket)) }()
-	dev, err := blobfs.Connect(o.Blobs)
-	if err != nil {
-		return err
-	}
-	// First the connection: what still waits in it fails, and frees the mounts.
-	defer func() { err = errors.Join(err, dev.Close(), sweep(o.Root, o.Logger)) }()
-	h := &holder{HoldOptions: o, lock: lock, listener: l, dev: dev}
-	return h.run(ctx)
+	return errors.Join(sweep(root, log), lock.Close())
 }
 
 // again runs this program with the same arguments. By its name rather than as
@@ -212,18 +266,4 @@ func listen(path string) (*net.UnixListener, error) {
 		return nil, errors.Join(err, l.Close(), os.Remove(temporary))
 	}
 	return l, nil
-}
-
-// notifySystemd tells the service manager that we are ready (sd_notify(3)).
-func notifySystemd() error {
-	name := os.Getenv("NOTIFY_SOCKET")
-	if name == "" {
-		return nil
-	}
-	c, err := net.Dial("unixgram", name)
-	if err != nil {
-		return err
-	}
-	_, err = c.Write([]byte("READY=1"))
-	return errors.Join(err, c.Close())
 }

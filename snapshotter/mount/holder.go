@@ -30,8 +30,10 @@ type holder struct {
 	lock     *os.File
 	listener *net.UnixListener
 	dev      *os.File
-	// served says that some daemon was ready.
-	served bool
+	// served says that some daemon was ready, told that the world knows.
+	served, told bool
+	// keep says that the service manager has our descriptors, too.
+	keep bool
 }
 
 // child is one daemon.
@@ -98,7 +100,11 @@ func (h *holder) watch(ctx context.Context, c *child, replace <-chan os.Signal) 
 			h.stop(c, syscall.SIGUSR2)
 			return true, nil
 		case <-ctx.Done():
-			h.stop(c, syscall.SIGTERM)
+			sig := syscall.SIGTERM
+			if h.keep {
+				sig = syscall.SIGUSR2 // its mounts stay
+			}
+			h.stop(c, sig)
 			return false, nil
 		case err := <-c.ended:
 			if ready != nil {
@@ -117,10 +123,10 @@ func (h *holder) watch(ctx context.Context, c *child, replace <-chan os.Signal) 
 
 // announce tells the world, once, that a daemon serves.
 func (h *holder) announce(ready bool) {
-	if !ready || h.served {
+	if !ready || h.told {
 		return
 	}
-	h.served = true
+	h.served, h.told = true, true
 	if err := notifySystemd(); err != nil {
 		h.Logger.Warn("systemd was not told that we are ready", "error", err)
 	}

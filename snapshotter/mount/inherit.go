@@ -13,6 +13,8 @@ const (
 	// heldEnv tells a daemon that it runs below a holder; heldVersion is the
 	// version of what it inherits, since the two may be of different releases.
 	heldEnv, heldVersion = "APPARATE_HELD", "1"
+	// storeEnv is set by a unit that has a descriptor store.
+	storeEnv = "APPARATE_FD_STORE"
 
 	// Descriptors that the daemon inherits.
 	fuseFD     = 3 // the FUSE connection
