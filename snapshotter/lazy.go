@@ -14,18 +14,18 @@ import (
 // resolve makes the layer that the labels name readable, or says why it cannot
 // be lazy. The first layer of a pull sets off all the others.
 func (s *Snapshotter) resolve(ctx context.Context, labels map[string]string) (source.Layer, error) {
+	// A layer without the digest of a table of contents is an ordinary one, and
+	// nobody is asked about it: the pause image of a node whose registry does not
+	// answer must not wait for it.
 	src, err := source.FromLabels(labels)
-	if err != nil && !errors.Is(err, source.ErrNoTOCDigest) {
+	if err != nil {
 		return src, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.PrepareTimeout)
 	defer cancel()
 	p := s.pulls.get(src)
-	if src.TOCDigest == "" || src.BlobSize == 0 {
+	if src.BlobSize == 0 {
 		src = p.complete(ctx, src)
-	}
-	if src.TOCDigest == "" {
-		return src, err
 	}
 	if _, err := s.cfg.Images.Add(ctx, src); err != nil {
 		return src, err
@@ -148,12 +148,7 @@ func (p *pull) complete(ctx context.Context, src source.Layer) source.Layer {
 		if l.Digest != src.Digest {
 			continue
 		}
-		if src.TOCDigest == "" {
-			src.TOCDigest, src.TOCOffset, src.TOCSize = l.TOCDigest, l.TOCOffset, l.TOCSize
-		}
-		if src.BlobSize == 0 {
-			src.BlobSize = l.BlobSize
-		}
+		src.BlobSize = l.BlobSize
 		break
 	}
 	return src

@@ -36,6 +36,7 @@ type snapshotterConfig struct {
 	dockerConfig   string
 	credentials    credentialFlags
 	metricsAddress string
+	statusAddress  string
 	cacheSize      size
 	delay          time.Duration
 	prepareTimeout time.Duration
@@ -63,6 +64,7 @@ purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 	f.StringVar(&c.dockerConfig, "docker-config", "", "directory of the docker config.json with registry credentials (default $DOCKER_CONFIG or ~/.docker)")
 	c.credentials.register(cmd)
 	f.StringVar(&c.metricsAddress, "metrics-address", "", "host:port for Prometheus metrics at /metrics and health at /healthz; empty: none")
+	f.StringVar(&c.statusAddress, "status-address", "", "unix socket for 'apparate status', with the metrics, too (default: status.sock beside --address)")
 	f.Var(&c.cacheSize, "cache-size", "how much of the disk fetched layers may take")
 	f.DurationVar(&c.delay, "background-fetch-delay", 30*time.Second, "how long after its mount the rest of an image is fetched; negative: never")
 	f.DurationVar(&c.prepareTimeout, "prepare-timeout", 30*time.Second, "how long a layer may wait for its registry before it is pulled the ordinary way")
@@ -77,6 +79,9 @@ func (c *snapshotterConfig) run(ctx context.Context) error {
 	}
 	if c.address, err = filepath.Abs(c.address); err != nil {
 		return err
+	}
+	if c.statusAddress == "" {
+		c.statusAddress = filepath.Join(filepath.Dir(c.address), "status.sock")
 	}
 	log := newLogger(c.level.Level)
 	if in, ok := mount.Inherited(); ok {
@@ -111,25 +116,31 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 		Root: filepath.Join(c.root, "overlay"), PrepareTimeout: c.prepareTimeout,
 		Metrics: snapshotter.NewMetrics(reg), Logger: log,
 	}
+	status := &statusSource{errors: source.NewLastErrors(20), about: daemonStatus{
+		Version: version, PID: os.Getpid(), Since: time.Now(), Root: c.root, DataPath: "EROFS over FUSE",
+	}}
 	data, err := node.Config{
 		Root: c.root, CacheBytes: int64(c.cacheSize), BackgroundDelay: c.delay, Logger: log,
-		Source: c.credentials.apply(source.Options{HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, Logger: log}),
+		Source: c.credentials.apply(source.Options{
+			HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, Logger: log, Report: status.errors.Report,
+		}),
 	}.Start(in.Fuse)
 	if err != nil {
 		return err
 	}
 	if err := data.Probe(); err != nil {
 		cfg.NotLazy = err.Error()
+		status.about.DataPath, status.about.NotLazy = "", cfg.NotLazy
 		log.Warn("images cannot be mounted lazily on this machine: all layers are pulled the ordinary way", "reason", err)
 	} else {
-		cfg.Images, cfg.Manifests = data.Images, data.Sources
+		cfg.Images, cfg.Manifests, status.images = data.Images, data.Sources, data.Images
 		reg.MustRegister(newImagesCollector(data.Images))
 	}
 	sn, err := snapshotter.New(cfg)
 	if err != nil {
 		return errors.Join(err, data.Close(ctx))
 	}
-	stopMetrics, err := serveMetrics(c.metricsAddress, reg, log)
+	stopMetrics, err := c.serveMetrics(reg, status, log)
 	if err != nil {
 		return errors.Join(err, sn.Close(), data.Close(ctx))
 	}
@@ -163,32 +174,29 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	return errors.Join(err, data.Close(end))
 }
 
-// serveMetrics answers /metrics and /healthz until the returned function is called.
-func serveMetrics(address string, reg *prometheus.Registry, log *slog.Logger) (stop func(), err error) {
-	if address == "" {
-		return func() {}, nil
-	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics-address: %w", err)
-	}
+// serveMetrics answers /metrics and /healthz, and on the unix socket /status, until
+// the returned function is called.
+func (c *snapshotterConfig) serveMetrics(reg *prometheus.Registry, status http.Handler, log *slog.Logger) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics are not served any more", "error", err)
+	stop = func() {}
+	if c.metricsAddress != "" {
+		l, err := net.Listen("tcp", c.metricsAddress)
+		if err != nil {
+			return nil, fmt.Errorf("--metrics-address: %w", err)
 		}
-	}()
-	return func() {
-		if err := srv.Close(); err != nil {
-			log.Warn("close metrics", "error", err)
-		}
-		<-done
-	}, nil
+		stop = serveHTTP(l, mux, log)
+	}
+	local := http.NewServeMux()
+	local.Handle("/", mux)
+	local.Handle("/status", status)
+	stopStatus, err := serveStatus(c.statusAddress, local, log)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return func() { stop(); stopStatus() }, nil
 }
 
 // imagesCollector turns the data path's statistics into metrics when asked.

@@ -80,17 +80,32 @@ func (m *manager) drop() {
 	clear(m.files)
 }
 
+// copies are those of what is stored: the new holder replaces them while it starts.
+func (m *manager) copies(t *testing.T) (names []string, files []*os.File) {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n, f := range m.files {
+		fd, err := unix.Dup(int(f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, files = append(names, n), append(files, os.NewFile(uintptr(fd), n))
+	}
+	return names, files
+}
+
 // start starts a holder as systemd does, with what is stored.
 func (m *manager) start(t *testing.T, root string) *held {
 	t.Helper()
 	h := &held{root: root, socket: filepath.Join(root, "run", "sock"), cmd: helper(t.Context(), "hold", root, "daemon")}
-	m.mu.Lock()
-	var names []string
-	for n, f := range m.files {
-		names = append(names, n)
-		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, f)
-	}
-	m.mu.Unlock()
+	names, files := m.copies(t)
+	h.cmd.ExtraFiles = files
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
 	h.cmd.Env = append(h.cmd.Env, "NOTIFY_SOCKET="+m.socket, storeEnv+"=1")
 	if len(names) > 0 {
 		// The pid is known only to the process: a shell puts it in and becomes it.

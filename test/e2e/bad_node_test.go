@@ -33,6 +33,9 @@ func TestBadNodeWithoutEROFS(t *testing.T) {
 	if !strings.Contains(h.Logs(), "pulled the ordinary way") {
 		t.Error("the log does not say why nothing is lazy")
 	}
+	if out, err := run(t, "status", "--status-address", h.statusAddress()); err == nil || !strings.Contains(out, "lazy     no: probe EROFS") {
+		t.Errorf("status says %q, %v", out, err)
+	}
 }
 
 // A layer with a hostile TOC is pulled the ordinary way, and the log says why:

@@ -277,6 +277,7 @@ func nothingSecret(t *testing.T, h *host, secrets ...string) {
 		}
 	}
 	look("the log", []byte(h.Logs()))
+	look("the status", []byte(h.status(t, "json")))
 	for _, dir := range []string{h.SnapshotterRoot(), h.HostsDir(), filepath.Dir(h.SnapshotterSocket())} {
 		home := device(t, dir)
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newStatusCommand() *cobra.Command {
+	var address, output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how this node's snapshotter is: data path, cache, troubles",
+		Long: `Asks the snapshotter of this machine how it is: whether images are mounted lazily
+and if not why, what the cache takes, and which repositories have trouble.
+
+The exit code is 0 when images are mounted lazily and 1 when they are not, or when
+nobody answers.`,
+		Args: exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usageError{fmt.Errorf("--output %q: use text or json", output)}
+			}
+			return printStatus(cmd.Context(), cmd.OutOrStdout(), address, output)
+		},
+	}
+	cmd.Flags().StringVar(&address, "status-address", statusAddress, "unix socket of the snapshotter's status")
+	cmd.Flags().StringVar(&output, "output", "text", "text or json")
+	return cmd
+}
+
+func printStatus(ctx context.Context, w io.Writer, address, output string) error {
+	st, err := askStatus(ctx, address)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		err = e.Encode(st)
+	} else {
+		err = st.print(w)
+	}
+	if err == nil && st.NotLazy != "" {
+		err = reported{errors.New("images are not mounted lazily")}
+	}
+	return err
+}
+
+// askStatus asks the daemon behind a status socket.
+func askStatus(ctx context.Context, address string) (daemonStatus, error) {
+	const limit, most = 10 * time.Second, 1 << 20
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", address)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/status", nil)
+	if err != nil {
+		return daemonStatus{}, err
+	}
+	resp, err := client.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return daemonStatus{}, fmt.Errorf("no snapshotter answers at %s: is it running here, and with this --status-address?", address)
+	case errors.Is(err, fs.ErrPermission):
+		return daemonStatus{}, fmt.Errorf("only root may ask at %s", address)
+	case err != nil:
+		return daemonStatus{}, fmt.Errorf("asking the snapshotter at %s: %w", address, err)
+	}
+	var st daemonStatus
+	err = json.NewDecoder(io.LimitReader(resp.Body, most)).Decode(&st)
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return daemonStatus{}, fmt.Errorf("reading the status of the snapshotter at %s: %w", address, err)
+	}
+	return st, nil
+}
+
+// print writes a status for people.
+func (s *daemonStatus) print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) { _, _ = fmt.Fprintf(t, name+"\t"+format+"\n", args...) } // Flush tells
+	if s.NotLazy == "" {
+		line("lazy", "yes, by %s", s.DataPath)
+	} else {
+		line("lazy", "no: %s", s.NotLazy)
+	}
+	line("version", "%s, pid %d, up %v", s.Version, s.PID, time.Since(s.Since).Round(time.Second))
+	line("images", "%d mounted, %d layers", s.Images, s.Layers)
+	line("cache", "%.1f MB in %s", float64(s.CacheBytes)/1e6, s.Root)
+	line("fetched", "%.1f MB", float64(s.FetchedBytes)/1e6)
+	for _, e := range s.Errors {
+		name := e.Repo
+		if e.Host != "" {
+			name = e.Host + "/" + e.Repo
+		}
+		line("trouble", "%s: %s (%d times since %s)", name, e.Message, e.Count, e.Since.Format(time.DateTime))
+	}
+	return t.Flush()
+}
