@@ -64,6 +64,7 @@ Outside of a cluster it takes the current context of the kubeconfig.`,
 	fl.DurationVar(&o.MaxRecheck, "max-recheck", o.MaxRecheck, "longest time before a known tag is looked at again")
 	fl.DurationVar(&o.CheckInterval, "check-interval", o.CheckInterval, "how often registries and their Secrets are looked at")
 	fl.Float64Var(&o.QPS, "kube-qps", o.QPS, "requests a second to the Kubernetes API")
+	fl.StringVar(&o.PullSecrets, "pull-secrets", "", "JSON file with the pull secrets to keep in namespaces and service accounts, read again when it changes (default: none are kept)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "json", "json or text")
 	cmd.AddCommand(newRunConversionCommand())

@@ -83,7 +83,10 @@ type Options struct {
 	CheckInterval time.Duration
 	// QPS is the pace of requests to the API server.
 	QPS float64
-	Log logr.Logger
+	// PullSecrets is a file with the pull secrets to keep in namespaces, see
+	// pullsecret.Parse; empty means that none are kept.
+	PullSecrets string
+	Log         logr.Logger
 	// Metrics is where metrics are registered; nil means what MetricsAddress serves.
 	Metrics prometheus.Registerer
 }

@@ -15,7 +15,9 @@ import (
 	"github.com/apparate/apparate/api/v1alpha1"
 	"github.com/apparate/apparate/controllers/accelerationrule"
 	"github.com/apparate/apparate/controllers/conversion"
+	"github.com/apparate/apparate/controllers/pullsecret"
 	"github.com/apparate/apparate/controllers/registry"
+	"github.com/apparate/apparate/controllers/status"
 )
 
 // uncached are the kinds that are read from the server.
@@ -49,10 +51,19 @@ func (p *parts) setup(m manager.Manager, o Options) error {
 		m.Add(p.book),
 		m.Add(janitor),
 		m.Add(everywhere(p.followBacklog(m))),
+		p.pullSecrets(m, o, events),
 		m.Add(manager.RunnableFunc(func(ctx context.Context) error { return p.scanner.Run(ctx, p.dispatcher.Report) })),
 		p.serve(m, o),
 		p.probes(m, o),
 	)
+}
+
+// pullSecrets adds the keeper of pull secrets, in the leader alone.
+func (*parts) pullSecrets(m manager.Manager, o Options, events status.Recorder) error {
+	if o.PullSecrets == "" {
+		return nil
+	}
+	return m.Add(pullsecret.New(m.GetConfig(), o.PullSecrets, events, o.registerer(), o.Log))
 }
 
 // ended tells the inventory of a conversion: its tag now has an accelerated image.
