@@ -45,7 +45,7 @@ type Keeper struct {
 func New(kube *rest.Config, path string, events status.Recorder, r prometheus.Registerer, log logr.Logger) *Keeper {
 	kube = rest.CopyConfig(kube)
 	// Its own pace, so that neither conversions nor pull secrets wait for each other.
-	kube.QPS, kube.Burst = 100, 200
+	kube.QPS, kube.Burst = 200, 400
 	return &Keeper{Kube: kube, Path: path, Interval: 2 * time.Second, Events: events, Metrics: NewMetrics(r), Log: log.WithName("pull-secrets")}
 }
 

@@ -8,9 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // TestEditors has others change the references of a service account all the
@@ -70,6 +72,7 @@ func (w *world) add(ns, account, name string) error {
 // a new password is everywhere, and until a restarted keeper has looked at all.
 func BenchmarkNamespaces(b *testing.B) {
 	const many = 1000
+	ctrllog.SetLogger(logr.Discard())
 	for b.Loop() {
 		w := newWorld(b)
 		for i := range many {

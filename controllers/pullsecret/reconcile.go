@@ -167,10 +167,30 @@ func (v *visit) secret(ctx context.Context, e *Entry) (bool, error) {
 	if !meta.DeletionTimestamp.IsZero() {
 		return true, nil // its end is an event
 	}
-	if k := v.content(key); k.version == meta.ResourceVersion && k.sum == sum {
+	k := v.content(key)
+	if k.version != meta.ResourceVersion {
+		return v.correct(ctx, key, data)
+	}
+	if k.sum == sum {
 		return true, nil
 	}
-	return v.correct(ctx, key, data)
+	// What is there is known: a new password is one request for each namespace.
+	before := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name, ResourceVersion: k.version}}
+	return true, v.update(ctx, before, data)
+}
+
+// update writes the content over the version of before: it may be somebody
+// else's by now.
+func (v *visit) update(ctx context.Context, before *corev1.Secret, data []byte) error {
+	s := before.DeepCopy()
+	s.Data = map[string][]byte{corev1.DockerConfigJsonKey: data}
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	if err := v.Client.Patch(ctx, s, patch, client.FieldOwner(status.FieldOwner)); err != nil {
+		return err
+	}
+	v.Metrics.wrote("secret-updated")
+	v.note(client.ObjectKeyFromObject(s), s.ResourceVersion, data)
+	return nil
 }
 
 func (v *visit) create(ctx context.Context, key types.NamespacedName, data []byte) (bool, error) {
@@ -206,14 +226,7 @@ func (v *visit) correct(ctx context.Context, key types.NamespacedName, data []by
 		return false, nil
 	}
 	if !bytes.Equal(s.Data[corev1.DockerConfigJsonKey], data) {
-		before := s.DeepCopy()
-		s.Data = map[string][]byte{corev1.DockerConfigJsonKey: data}
-		// Over the version that was read: it may be somebody else's by now.
-		patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-		if err := v.Client.Patch(ctx, s, patch, client.FieldOwner(status.FieldOwner)); err != nil {
-			return false, err
-		}
-		v.Metrics.wrote("secret-updated")
+		return true, v.update(ctx, s, data)
 	}
 	v.note(key, s.ResourceVersion, data)
 	return true, nil
