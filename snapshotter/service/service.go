@@ -58,6 +58,8 @@ type Status struct {
 	PID            int
 	// Since is when the process was started.
 	Since time.Time
+	// Outdated is true when it runs as an earlier Install wanted it: see Restart.
+	Outdated bool
 	// LastExit is how the process before ended, such as "exit status 1" or "signal:
 	// killed". Empty: it did not, or nobody knows.
 	LastExit string
@@ -73,8 +75,8 @@ type Manager interface {
 	// crash end none of the daemon's mounts.
 	KeepsDescriptors() bool
 	// Install makes the service known, and started at boot where that is possible.
-	// changed tells that it was not known in the very same way before: then a daemon
-	// that runs needs Restart to become what was installed.
+	// changed tells that it was not known in the very same way before; a daemon that
+	// runs then is Status.Outdated until it is restarted.
 	Install(ctx context.Context, d Daemon) (changed bool, err error)
 	// Start starts it and waits until it is ready. The error has the last line that
 	// the daemon said.
