@@ -57,7 +57,7 @@ func (k K3s) Plan() (Template, error) {
 	}
 	config := filepath.Join(k.Dir, "config.toml")
 	if !safePath.MatchString(k.Glob) || !safePath.MatchString(config) {
-		return Template{}, fmt.Errorf("Dir %q and Glob %q: give clean absolute paths", k.Dir, k.Glob)
+		return Template{}, fmt.Errorf("directory %q and glob %q: give clean absolute paths", k.Dir, k.Glob)
 	}
 	if k.Rendered == nil {
 		return Template{}, fmt.Errorf("%s is not there: start k3s once, it writes the file", config)
@@ -117,7 +117,7 @@ func (k K3s) template(r release, rendered tree) (Template, error) {
 func (k K3s) hasBase() error {
 	v, err := parseRelease(k.Version)
 	if err != nil {
-		return fmt.Errorf("Version of k3s: %w", err)
+		return fmt.Errorf("version of k3s: %w", err)
 	}
 	first := map[int]int{24: 17, 25: 13, 26: 8, 27: 5, 28: 1}
 	patch, listed := first[v.minor]

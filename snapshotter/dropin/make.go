@@ -68,7 +68,7 @@ func (in *Input) check() error {
 		}
 	}
 	if !safeName.MatchString(in.Name) || slices.Contains(built, in.Name) {
-		return fmt.Errorf("Name %q: give a name that no snapshotter has, of letters and digits", in.Name)
+		return fmt.Errorf("name %q: give one that no snapshotter has, of letters and digits", in.Name)
 	}
 	return nil
 }

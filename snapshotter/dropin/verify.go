@@ -13,11 +13,11 @@ import (
 // same program: ours is the default snapshotter and has what it needs, and nothing
 // else changed. The error names the key.
 func Verify(before, after []byte, in Input) error {
-	old, new, err := dumps(before, after)
+	old, now, err := dumps(before, after)
 	if err != nil {
 		return err
 	}
-	f, err := factsOf(new)
+	f, err := factsOf(now)
 	if err != nil {
 		return err
 	}
@@ -25,20 +25,20 @@ func Verify(before, after []byte, in Input) error {
 		return fmt.Errorf("the default snapshotter would be %q, not %q: another file that containerd imports sets it later, or %s is not imported",
 			f.Snapshotter, in.Name, in.Glob)
 	}
-	if err := served(new, f, in); err != nil {
+	if err := served(now, f, in); err != nil {
 		return err
 	}
-	return unchanged(old, new, in.Name)
+	return unchanged(old, now, in.Name)
 }
 
 // VerifyDrain compares the dumps without and with Plan.Drain: the default is
 // original, ours is still there for its containers, and nothing else changed.
 func VerifyDrain(before, after []byte, in Input, original string) error {
-	old, new, err := dumps(before, after)
+	old, now, err := dumps(before, after)
 	if err != nil {
 		return err
 	}
-	f, err := factsOf(new)
+	f, err := factsOf(now)
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func VerifyDrain(before, after []byte, in Input, original string) error {
 	if f.Proxies[in.Name] != in.Socket {
 		return fmt.Errorf("proxy_plugins.%s.address would be %q, not %q", in.Name, f.Proxies[in.Name], in.Socket)
 	}
-	return unchanged(old, new, in.Name)
+	return unchanged(old, now, in.Name)
 }
 
 // dumps decodes both.
@@ -57,8 +57,8 @@ func dumps(before, after []byte) (tree, tree, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	new, err := parse("containerd config dump after", after)
-	return old, new, err
+	now, err := parse("containerd config dump after", after)
+	return old, now, err
 }
 
 // served checks that the snapshotter of in can be reached and is told of images.
@@ -102,7 +102,7 @@ func served(t tree, f Facts, in Input) error {
 
 // unchanged reports the first key, in order, that differs and is none of those
 // that we set.
-func unchanged(old, new tree, name string) error {
+func unchanged(old, now tree, name string) error {
 	free := []string{
 		keyPath([]string{"proxy_plugins", name}) + ".",
 		keyPath([]string{"plugins", criV2, "containerd", "snapshotter"}),
@@ -112,7 +112,7 @@ func unchanged(old, new tree, name string) error {
 	}
 	a, b := map[string]string{}, map[string]string{}
 	flatten(old, nil, name, a)
-	flatten(new, nil, name, b)
+	flatten(now, nil, name, b)
 	keys := make([]string, 0, len(a)+len(b))
 	for k := range a {
 		keys = append(keys, k)

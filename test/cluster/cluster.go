@@ -94,6 +94,7 @@ type Cluster struct {
 	relay    net.Listener
 
 	mu        sync.Mutex
+	closed    bool
 	processes []*process // of the control plane, in the order of their start
 }
 
@@ -221,8 +222,15 @@ func (c *Cluster) Node(i int) *Node { return c.nodes[i-1] }
 // Nodes returns all nodes.
 func (c *Cluster) Nodes() []*Node { return append([]*Node(nil), c.nodes...) }
 
-// Close ends everything and removes it from the disk.
+// Close ends everything and removes it from the disk. To do it again is no error.
 func (c *Cluster) Close() error {
+	c.mu.Lock()
+	closed := c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if closed {
+		return nil
+	}
 	var errs []error
 	if c.relay != nil {
 		errs = append(errs, c.relay.Close())

@@ -13,7 +13,7 @@ import (
 )
 
 // doorName is the file below a cluster's directory, or a node's, that says how other
-// processes enter it: the arguments of nsenter, one a line.
+// processes enter it: the arguments of nsenter, with zero bytes between.
 const doorName = "door"
 
 // control is what Enter calls the control plane's network.
@@ -21,12 +21,17 @@ const control = "control"
 
 // door writes the file by which others enter.
 func door(dir string, args []string) error {
-	return os.WriteFile(filepath.Join(dir, doorName), []byte(strings.Join(args, "\n")), 0o600)
+	return os.WriteFile(filepath.Join(dir, doorName), []byte(strings.Join(args, "\x00")), 0o600)
 }
+
+// join moves a shell into the cgroups of a node, whose namespaces it is in, and makes
+// it the command that it is given.
+const join = `if [ -e /sys/fs/cgroup/init ]; then echo 0 >/sys/fs/cgroup/init/cgroup.procs
+else for g in /sys/fs/cgroup/*/cgroup.procs; do echo 0 >"$g"; done; fi; exec "$@"`
 
 // enterNode are the arguments of nsenter for all namespaces of the process pid.
 func enterNode(pid int) []string {
-	return []string{fmt.Sprintf("--target=%d", pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--"}
+	return []string{fmt.Sprintf("--target=%d", pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--", "/bin/sh", "-c", join, "sh"}
 }
 
 // enterSpace are those for the control plane's network.
@@ -54,7 +59,7 @@ func Enter(ctx context.Context, dir, part string, args ...string) (*exec.Cmd, er
 	if err != nil {
 		return nil, fmt.Errorf("%s is not there, or off: %w", part, err)
 	}
-	cmd := exec.CommandContext(ctx, "nsenter", append(strings.Split(string(b), "\n"), args...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append(strings.Split(string(b), "\x00"), args...)...)
 	cmd.Env = env
 	killGroup(cmd)
 	return cmd, nil

@@ -109,3 +109,34 @@ func TestBadStatus(t *testing.T) {
 		}
 	}
 }
+
+// TestNodeCheck asks the built program about this machine, with and without a
+// containerd.
+func TestNodeCheck(t *testing.T) {
+	h := start(t)
+	args := []string{"node", "check", "--root", t.TempDir(), "--containerd-socket"}
+	out, err := run(t, append(args, h.ContainerdSocket())...)
+	if err != nil || strings.Contains(out, "failed") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	out, err = run(t, append(args, h.ContainerdSocket()+"-not", "--min-free", "1TiB", "--output", "json")...)
+	if err == nil {
+		t.Error("a machine without containerd is well")
+	}
+	var checks []struct{ Name, State, Advice string }
+	if err := json.Unmarshal([]byte(out), &checks); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	bad := map[string]string{}
+	for _, c := range checks {
+		if c.State == "failed" {
+			bad[c.Name] = c.Advice
+		}
+	}
+	if !strings.Contains(bad["containerd"], "--containerd-socket") || !strings.Contains(bad["disk"], "free ") || len(bad) != 2 {
+		t.Errorf("failed are %v", bad)
+	}
+	if out, err := run(t, "node", "chek"); err == nil || !strings.Contains(err.Error(), "unknown command") {
+		t.Errorf("%q, %v", out, err)
+	}
+}

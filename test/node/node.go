@@ -100,10 +100,11 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.containerd.answers(ctx, "unix", n.containerdSocket())
+	return n.containerd.answers(ctx, "unix", n.ContainerdSocket())
 }
 
-func (n *Node) containerdSocket() string { return filepath.Join(n.run, "containerd.sock") }
+// ContainerdSocket is where containerd answers.
+func (n *Node) ContainerdSocket() string { return filepath.Join(n.run, "containerd.sock") }
 
 // SnapshotterSocket is where the snapshotter answers.
 func (n *Node) SnapshotterSocket() string { return filepath.Join(n.run, "snapshotter.sock") }
@@ -176,7 +177,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.tracing.processor
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux"
   snapshotter = "overlayfs"
-`, filepath.Join(n.o.Dir, "containerd"), filepath.Join(n.o.Dir, "state"), n.containerdSocket(), n.containerdSocket()+".ttrpc")
+`, filepath.Join(n.o.Dir, "containerd"), filepath.Join(n.o.Dir, "state"), n.ContainerdSocket(), n.ContainerdSocket()+".ttrpc")
 	if n.o.Snapshotter != "" {
 		fmt.Fprintf(&s, `
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
@@ -211,7 +212,7 @@ func (n *Node) Ctr(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 func (n *Node) ctr(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, n.o.Tools[tools.Ctr], append([]string{"--address", n.containerdSocket()}, args...)...)
+	return exec.CommandContext(ctx, n.o.Tools[tools.Ctr], append([]string{"--address", n.ContainerdSocket()}, args...)...)
 }
 
 // Pull pulls the image ref and unpacks it for the snapshotter, through
