@@ -41,6 +41,7 @@ type snapshotterConfig struct {
 	delay          time.Duration
 	prepareTimeout time.Duration
 	level          logLevel
+	config         string
 }
 
 func newSnapshotterCommand() *cobra.Command {
@@ -55,9 +56,15 @@ the one that does the work. When the second ends, however it ends, the first
 starts it anew and containers do not notice. SIGHUP restarts the second on
 purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 		Args: exactArgs(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applyConfig(cmd.Flags(), c.config); err != nil {
+				return err
+			}
+			return c.run(cmd.Context())
+		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&c.config, "config", "", "JSON file with options by their names, {\"cache-size\": [\"10GiB\"]}; the command line goes before it. It is read again on SIGHUP")
 	f.StringVar(&c.root, "root", "/var/lib/apparate", "directory of snapshots, cache and mounts")
 	f.StringVar(&c.address, "address", "/run/apparate/snapshotter.sock", "unix socket on which containerd reaches us")
 	f.StringSliceVar(&c.hostsDirs, "hosts-dir", []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}, "directories with a hosts.toml for each registry, as containerd reads them")

@@ -1,0 +1,86 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// podsFile is written by Options.PodCredentials.
+const podsFile = "pods.json"
+
+// handOver copies the files of the Secret that is mounted into the pod to the daemon's
+// directory, again and again: kubelet changes them some time after the Secret.
+func (a *Agent) handOver(ctx context.Context) error {
+	const poll = 5 * time.Second
+	for last := ""; ; {
+		err := syncFiles(a.Credentials, a.machine.CredentialsDir())
+		if now := fmt.Sprint(err); err != nil && now != last {
+			a.Logger.Error("credentials are not handed over to the snapshotter", "error", err)
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(poll):
+		}
+	}
+}
+
+// syncFiles makes the files *.json of to those of from, but for podsFile.
+func syncFiles(from, to string) error {
+	all, err := os.ReadDir(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // the Secret is optional
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	keep := map[string]bool{podsFile: true}
+	for _, e := range all {
+		if !strings.HasSuffix(e.Name(), ".json") || e.Name() == podsFile {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(from, e.Name()))
+		if err != nil {
+			return err
+		}
+		keep[e.Name()] = true
+		if err := replaceFile(filepath.Join(to, e.Name()), text); err != nil {
+			return err
+		}
+	}
+	old, err := os.ReadDir(to)
+	if err != nil {
+		return err
+	}
+	for _, e := range old {
+		if strings.HasSuffix(e.Name(), ".json") && !keep[e.Name()] {
+			if err := os.Remove(filepath.Join(to, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// replaceFile writes a file for root alone, at once or not at all.
+func replaceFile(path string, text []byte) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
+		return nil
+	}
+	next := path + ".new"
+	if err := os.WriteFile(next, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
+}
