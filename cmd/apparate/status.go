@@ -9,11 +9,16 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/apparate/apparate/snapshotter/host"
 )
 
 func newStatusCommand() *cobra.Command {
@@ -24,12 +29,20 @@ func newStatusCommand() *cobra.Command {
 		Long: `Asks the snapshotter of this machine how it is: whether images are mounted lazily
 and if not why, what the cache takes, and which repositories have trouble.
 
+Where this machine was made a node by 'apparate node', it says first whether that
+worked, and if not what to do. In the pod of the DaemonSet it asks the machine below.
+
 The exit code is 0 when images are mounted lazily and 1 when they are not, or when
 nobody answers.`,
 		Args: exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return usageError{fmt.Errorf("--output %q: use text or json", output)}
+			}
+			if _, err := os.Stat(filepath.Dir(address)); err != nil && address == statusAddress {
+				if _, err := os.Stat(filepath.Dir(podStatusAddress)); err == nil {
+					address = podStatusAddress
+				}
 			}
 			return printStatus(cmd.Context(), cmd.OutOrStdout(), address, output)
 		},
@@ -39,22 +52,64 @@ nobody answers.`,
 	return cmd
 }
 
+// fullStatus is the daemon's status and, where the machine was made a node by `apparate
+// node`, how that stands.
+type fullStatus struct {
+	*daemonStatus
+	Node *host.Status `json:"node,omitempty"`
+}
+
 func printStatus(ctx context.Context, w io.Writer, address, output string) error {
+	var full fullStatus
 	st, err := askStatus(ctx, address)
-	if err != nil {
+	if err == nil {
+		full.daemonStatus = &st
+	}
+	if address == statusAddress || address == podStatusAddress {
+		root := strings.TrimSuffix(address, statusAddress)
+		if n, err := host.ReadStatus(root); err == nil {
+			full.Node = &n
+		}
+	}
+	if err != nil && full.Node == nil {
 		return err
 	}
 	if output == "json" {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		err = e.Encode(st)
-	} else {
-		err = st.print(w)
+		if eerr := e.Encode(full); eerr != nil {
+			return eerr
+		}
+	} else if perr := full.print(w); perr != nil {
+		return perr
 	}
-	if err == nil && st.NotLazy != "" {
-		err = reported{errors.New("images are not mounted lazily")}
+	switch {
+	case err != nil:
+		return err
+	case st.NotLazy != "" || full.Node != nil && full.Node.State != host.Ready:
+		return reported{errors.New("images are not mounted lazily")}
 	}
-	return err
+	return nil
+}
+
+// podStatusAddress is where the status is for somebody in the pod of `apparate node`.
+const podStatusAddress = "/proc/1/root" + statusAddress
+
+// print writes a status for people, what is wrong first.
+func (s *fullStatus) print(w io.Writer) error {
+	if n := s.Node; n != nil {
+		line := string(n.State)
+		if n.Message != "" {
+			line += ": " + n.Message
+		}
+		if _, err := fmt.Fprintf(w, "node      %s (since %s)\n", line, n.Since.Format(time.DateTime)); err != nil {
+			return err
+		}
+	}
+	if s.daemonStatus == nil {
+		return nil
+	}
+	return s.daemonStatus.print(w)
 }
 
 // askStatus asks the daemon behind a status socket.
