@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -172,15 +173,34 @@ func nothingLeft(t *testing.T, s *supervised, name string) {
 			t.Errorf("left: %s", h.dir)
 		}
 	}
+	if left := helpers(t, name); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// helpers are the processes of a service, by their pids: also those that are in no
+// group of it any more.
+func helpers(t *testing.T, name string) map[process]string {
+	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := map[process]string{}
 	for _, f := range all {
-		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), "helper\x00") && strings.Contains(string(b), name) {
-			t.Errorf("left: %s, %q", f, b)
+		b, err := os.ReadFile(f)
+		if err != nil || !strings.Contains(string(b), "helper\x00") || !strings.Contains(string(b), name) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := findProcess(pid); err == nil && p.alive() { // else it has ended
+			found[p] = string(b)
 		}
 	}
+	return found
 }
 
 func contents(t *testing.T, path string) string {

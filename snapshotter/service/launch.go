@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -93,15 +94,20 @@ func (s *supervised) run(d Daemon, env []string, oom int) (r running, exit <-cha
 	return r, done, writeJSON(s.file(d.Name, "process"), r)
 }
 
-// writeExit writes how the service's process ended, unless that is forgotten already.
+// writeExit writes how the service's process ended, unless that is forgotten already,
+// be it with the whole directory.
 func (s *supervised) writeExit(name string, e ended) error {
-	return s.locked(context.Background(), func() error {
+	err := s.locked(context.Background(), func() error {
 		r, err := s.process(name)
 		if err != nil || r.process != e.process {
 			return err
 		}
 		return writeJSON(s.file(name, "exit"), e)
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // hostCommand is a command of a daemon as the host runs it: nothing of our environment is
