@@ -146,12 +146,13 @@ func (c *agentFlags) run(ctx context.Context) error {
 }
 
 func newNodeRemoveAllCommand() *cobra.Command {
-	var namespace, daemonSet string
+	var namespace, daemonSet, operator string
 	cmd := &cobra.Command{
 		Use:   "remove-all",
 		Short: "End the installation in a cluster: what the chart calls before it is uninstalled",
 		Long: `Deletes the DaemonSet, waits until its pods have seen to it that their nodes become
-what they were, and removes annotation and condition from the nodes.`,
+what they were, and removes annotation and condition from the nodes; then the operator
+and the pull secrets that it kept.`,
 		Args: exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if namespace == "" || daemonSet == "" {
@@ -161,10 +162,13 @@ what they were, and removes annotation and condition from the nodes.`,
 			if err != nil {
 				return err
 			}
-			return agent.RemoveAll(cmd.Context(), api, cmd.OutOrStdout(), namespace, daemonSet)
+			return agent.Removal{
+				API: api, Namespace: namespace, DaemonSet: daemonSet, Operator: operator, Progress: cmd.OutOrStdout(),
+			}.Run(cmd.Context())
 		},
 	}
 	cmd.Flags().StringVar(&namespace, "namespace", "", "namespace of the DaemonSet")
 	cmd.Flags().StringVar(&daemonSet, "daemonset", "", "its name")
+	cmd.Flags().StringVar(&operator, "operator", "", "name of the operator's Deployment, which is deleted, too, with the pull secrets that it kept")
 	return cmd
 }

@@ -40,7 +40,8 @@ func (m *Machine) StartRetiring(ctx context.Context) error {
 // is gone, so is everything else: then Retire returns. What fails is tried again until
 // ctx ends.
 func (m *Machine) Retire(ctx context.Context) error {
-	const first, most = time.Second, 30 * time.Second
+	const first, most, settle = time.Second, 30 * time.Second, 2 * time.Second
+	m.Settle = min(m.Settle, settle) // nobody asks about the node any more
 	delay := first
 	for {
 		done, err := m.retireStep(ctx)
@@ -81,12 +82,15 @@ func (m *Machine) retireStep(ctx context.Context) (done bool, err error) {
 			return err
 		}
 		if s.Edit != nil {
-			if err := m.withdraw(ctx, &s, len(users) > 0); err != nil {
+			if err := m.withdraw(ctx, &s); err != nil {
 				return err
 			}
 			if users, err = m.users(ctx); err != nil {
 				return err
 			}
+		}
+		if err := m.keepKnown(ctx, s); err != nil {
+			return err
 		}
 		if len(users) == 0 {
 			done = true
@@ -96,7 +100,7 @@ func (m *Machine) retireStep(ctx context.Context) (done bool, err error) {
 			n.State, n.Reason = Retiring, ""
 			n.Message = fmt.Sprintf("%d containers still use lazy images, such as %s", len(users), users[0].Image)
 		})
-		return m.keepKnown(ctx, s)
+		return nil
 	})
 	if err != nil {
 		done = false
@@ -113,49 +117,34 @@ func (m *Machine) users(ctx context.Context) (_ []User, err error) {
 	return store.Users(ctx, Name)
 }
 
-// withdraw makes containerd's default what it was, and its file. While containers use
-// the snapshotter containerd has to know it, or could not remove them: then the
-// running containerd has read a drop-in that only names it.
-func (m *Machine) withdraw(ctx context.Context, s *state, used bool) error {
+// withdraw makes containerd's default what it was, and its file. The running containerd
+// still knows the snapshotter, by a drop-in that only names it: without, it could not
+// remove the containers that use it, nor the snapshots.
+func (m *Machine) withdraw(ctx context.Context, s *state) error {
 	if _, err := writeFile(m.dropInCopy(), nil, 0); err != nil {
 		return err
 	}
-	drain := s.Drain
-	if !used {
-		drain = nil
-	}
-	if _, err := writeFile(dropInFile, drain, 0o600); err != nil {
+	if _, err := writeFile(dropInFile, s.Drain, 0o600); err != nil {
 		return err
 	}
-	if !used {
-		if err := m.restore(s); err != nil {
-			return err
-		}
-	} else if err := m.checkDrain(ctx, s); err != nil {
+	if err := m.checkDrain(ctx, s); err != nil {
 		m.Logger.Warn("the configuration while containers end is not what it should be", "error", err)
 	}
-	if err := m.restart(ctx, used); err != nil {
-		if !used {
-			return err
-		}
-		// Better a container that cannot be removed than a node without containerd.
-		_, werr := writeFile(dropInFile, nil, 0)
-		return errors.Join(err, werr, m.restore(s), m.restart(ctx, false))
+	err := m.restart(ctx, true)
+	if err == nil {
+		err = m.dropUnusable(ctx, s.Original)
 	}
-	if err := m.dropUnusable(ctx, s.Original); err != nil {
-		return err
-	}
-	if used {
-		if err := m.restore(s); err != nil {
-			return err
-		}
-		if _, err := writeFile(dropInFile, nil, 0); err != nil {
-			return err
-		}
+	_, werr := writeFile(dropInFile, nil, 0)
+	if werr = errors.Join(m.restore(s), werr); werr != nil {
+		return errors.Join(err, werr)
 	}
 	s.Edit, s.Loaded = nil, loaded{}
-	m.Logger.Info("containerd's default snapshotter and its configuration are as before", "snapshotter", s.Original, "in use", used)
-	return m.save(*s)
+	m.Logger.Info("containerd's default snapshotter and its configuration are as before", "snapshotter", s.Original)
+	if err == nil {
+		return m.save(*s)
+	}
+	// Better a container that cannot be removed than a node without containerd.
+	return errors.Join(err, m.save(*s), m.restart(ctx, false))
 }
 
 // checkDrain has containerd read the configuration with Plan.Drain.
@@ -203,8 +192,8 @@ func (m *Machine) restart(ctx context.Context, with bool) error {
 	return m.well(ctx, with)
 }
 
-// keepKnown makes a containerd know the snapshotter again that was restarted while
-// containers still use it.
+// keepKnown makes a containerd know the snapshotter again that was restarted before
+// all of it was gone.
 func (m *Machine) keepKnown(ctx context.Context, s state) (err error) {
 	store, err := OpenStore(m.Socket)
 	if err != nil {
@@ -214,7 +203,7 @@ func (m *Machine) keepKnown(ctx context.Context, s state) (err error) {
 	if err = errors.Join(err, store.Close()); err != nil || ok {
 		return err
 	}
-	m.Logger.Info("containerd was restarted, and has to know the snapshotter until its last container is gone")
+	m.Logger.Info("containerd was restarted, and has to know the snapshotter until its last snapshot is gone")
 	if err := m.revive(ctx); err != nil {
 		return err
 	}
@@ -241,7 +230,7 @@ func (m *Machine) keepKnown(ctx context.Context, s state) (err error) {
 	if err := m.write(e, e.After); err != nil {
 		return err
 	}
-	return m.withdraw(ctx, &s, true)
+	return m.withdraw(ctx, &s)
 }
 
 // finish removes everything, when no container uses the snapshotter any more.
