@@ -43,6 +43,10 @@ func (c Credential) fingerprint() fingerprint {
 // node with hundreds of pull secrets does not look like an attack.
 const maxCandidates = 16
 
+// maxOfPlace is how many of one place are tried: those of pods, which anybody may
+// bring, must not keep the others from being tried.
+const maxOfPlace = 12
+
 // candidate is a place that may know credentials for a repository.
 type candidate struct {
 	// origin names the place in errors: a file, a plugin.
@@ -99,6 +103,7 @@ type choices struct {
 	worked success
 	queue  []choice
 	seen   map[fingerprint]bool
+	given  int     // how many were put into the queue
 	failed []error // of places that could not answer
 }
 
@@ -121,7 +126,7 @@ func later(b bool) int {
 // next returns the next credential, false if there is no other.
 func (c *choices) next(ctx context.Context) (choice, bool) {
 	for len(c.queue) == 0 {
-		if len(c.list) == 0 || len(c.seen) >= maxCandidates {
+		if len(c.list) == 0 || c.given >= maxCandidates {
 			return choice{}, false
 		}
 		from := c.list[0]
@@ -131,12 +136,14 @@ func (c *choices) next(ctx context.Context) (choice, bool) {
 			c.failed = append(c.failed, err)
 		}
 		for _, cred := range creds {
-			if f := cred.fingerprint(); cred.Secret != "" && !c.seen[f] && len(c.seen) < maxCandidates {
+			if f := cred.fingerprint(); cred.Secret != "" && !c.seen[f] {
 				c.seen[f] = true
 				c.queue = append(c.queue, choice{cred, from.origin, from.refused, f == c.worked.id})
 			}
 		}
 		slices.SortStableFunc(c.queue, func(a, b choice) int { return cmp.Compare(later(!a.trusted), later(!b.trusted)) })
+		c.queue = c.queue[:min(len(c.queue), maxOfPlace, maxCandidates-c.given)]
+		c.given += len(c.queue)
 		if len(c.queue) == 1 && from.origin == c.worked.origin {
 			c.queue[0].trusted = true // the successor of the one that worked
 		}

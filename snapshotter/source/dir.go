@@ -1,8 +1,6 @@
 package source
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,9 +18,8 @@ import (
 // A Secret has at most 1 MiB, and a node may serve the pods of many.
 const maxCredentialsFile = 16 << 20
 
-// credentialsDir is a directory of files in the format of docker's config.json.
-// Their keys may carry a repository's path and wildcards, as those of image pull
-// secrets may. Files are read in the order of their names, and again when changed.
+// credentialsDir is a directory of files that ParseAuths reads. Their keys may carry
+// a repository's path and wildcards, as those of image pull secrets may. Files are read in the order of their names, and again when changed.
 type credentialsDir struct {
 	path   string
 	log    *slog.Logger
@@ -167,14 +164,14 @@ func (d *credentialsDir) parse(f io.Reader, st fs.FileInfo, full string) ([]entr
 	if len(b) > maxCredentialsFile {
 		return nil, fmt.Errorf("credentials: %s is longer than %d bytes", full, maxCredentialsFile)
 	}
-	entries, bad, err := parseAuths(b)
+	auths, bad, err := ParseAuths(b)
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %s: %w", full, err)
 	}
 	for _, b := range bad {
 		d.log.Warn("credentials that cannot be used", "file", full, "reason", b)
 	}
-	return entries, nil
+	return entries(auths), nil
 }
 
 // guarded says why others than root and we could have put what is there.
@@ -186,46 +183,4 @@ func guarded(st fs.FileInfo, full string) error {
 		return fmt.Errorf("%s belongs to user %d, neither to root nor to the user we run as", full, s.Uid)
 	}
 	return nil
-}
-
-// parseAuths reads a config.json of docker (docker/cli, cli/config/configfile).
-// bad are entries that are left out, without what is secret in them.
-func parseAuths(b []byte) (entries []entry, bad []string, err error) {
-	var file struct {
-		Auths map[string]struct {
-			Auth          string `json:"auth"`
-			Username      string `json:"username"`
-			Password      string `json:"password"`
-			IdentityToken string `json:"identitytoken"`
-		} `json:"auths"`
-	}
-	if err := json.Unmarshal(b, &file); err != nil {
-		// The cause could quote the file.
-		return nil, nil, errors.New(`not of the form {"auths": {"registry.example.com": {"auth": "..."}}}`)
-	}
-	for key, a := range file.Auths {
-		p, err := parsePattern(key)
-		if err != nil {
-			bad = append(bad, fmt.Sprintf("auths key %q: %v", key, err))
-			continue
-		}
-		c := Credential{User: a.Username, Secret: a.Password}
-		if a.Auth != "" {
-			text, err := base64.StdEncoding.DecodeString(a.Auth)
-			user, password, ok := strings.Cut(string(text), ":")
-			if err != nil || !ok {
-				bad = append(bad, fmt.Sprintf("auths key %q: auth is not base64 of user:password", key))
-				continue
-			}
-			c = Credential{User: user, Secret: strings.Trim(password, "\x00")}
-		}
-		if a.IdentityToken != "" {
-			c = Credential{Secret: a.IdentityToken}
-		}
-		if c.Secret != "" {
-			entries = append(entries, entry{p, c})
-		}
-	}
-	sortEntries(entries)
-	return entries, bad, nil
 }

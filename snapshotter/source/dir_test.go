@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -155,20 +156,102 @@ func FuzzParseAuths(f *testing.F) {
 	for _, s := range []string{
 		`{"auths":{"registry.test/team":{"auth":"bWU6bWFya2Vk"},"*.test":{"username":"u","password":"marked"},"x":{"identitytoken":"marked"}}}`,
 		`{"auths":{"registry.test":{"auth":"marked"}}}`, `{"auths":null}`, `[]`, `{"auths":{"":{"auth":"Og=="}}}`,
+		`{"configs":[{"auths":{"registry.test":{"username":"a:b","password":"marked"}}},{"auths":{"registry.test":{"auth":"/zr+"}}}]}`,
 	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		entries, bad, err := parseAuths(b)
-		if err != nil && len(entries)+len(bad) > 0 {
+		auths, bad, err := ParseAuths(b)
+		if err != nil && len(auths)+len(bad) > 0 {
 			t.Errorf("entries beside the error %v", err)
 		}
-		for _, e := range entries {
+		list := entries(auths)
+		if len(list) != len(auths) {
+			t.Errorf("%d entries of %d", len(list), len(auths))
+		}
+		for _, e := range list {
 			if e.Secret == "" || len(e.labels) == 0 {
 				t.Errorf("entry %+v", e)
 			}
 		}
+		text, err := MarshalAuths(auths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, bad, err := ParseAuths(text)
+		if err != nil || len(bad) > 0 || !sameEntries(list, entries(again)) {
+			t.Errorf("written and read again: %+v, %v, %v; want %+v", again, bad, err, auths)
+		}
 	})
+}
+
+func sameEntries(a, b []entry) bool {
+	text := func(list []entry) []string {
+		all := make([]string, 0, len(list))
+		for _, e := range list {
+			all = append(all, fmt.Sprintf("%+v %q %q", e.pattern, e.User, e.Secret))
+		}
+		slices.Sort(all)
+		return all
+	}
+	return slices.Equal(text(a), text(b))
+}
+
+// Several credentials for one key come back in their order; keys are those of images.
+func TestAuths(t *testing.T) {
+	text, err := MarshalAuths([]Auth{
+		{Key("registry.test", "team/app"), Credential{"a", "1"}}, {"registry.test", Credential{"b", "2"}}, {Key("registry.test", "team/app"), Credential{"c:d", "3"}},
+		{Key("registry.test", "v1/app"), Credential{"", "id"}}, {Key("registry.test", "team/app"), Credential{"e", "\xff4"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newShelf(t)
+	s.put(t, "pods.json", string(text))
+	for repo, want := range map[string]string{
+		"team/app": "a:1 c:d:3 e:\xff4 b:2", "team/app/x": "a:1 c:d:3 e:\xff4 b:2", "app": "b:2", "v1/app": ":id b:2", "v1/other": "b:2",
+	} {
+		if got := strings.ReplaceAll(s.find(t, "registry.test", repo), "pods.json ", ""); got != strings.ReplaceAll(want, " ", ", ") {
+			t.Errorf("%s: %q, want %q", repo, got, want)
+		}
+	}
+	for key, want := range map[string]bool{"registry.test": true, "*.test/team": true, "registry.test/team/app": true, "registry.test/team/ap": false, "a b": false, "other.test": false} {
+		if got := (Auth{Key: key}).For("registry.test", "team/app"); got != want {
+			t.Errorf("%s is for the image: %v", key, got)
+		}
+	}
+	auths, bad, err := ParseLegacyAuths([]byte(`{"registry.test":{"username":"a","password":"1"},"":{"password":"x"}}`))
+	if err != nil || len(bad) != 1 || !slices.Equal(auths, []Auth{{"registry.test", Credential{"a", "1"}}}) {
+		t.Errorf("dockercfg: %v, %v, %v", auths, bad, err)
+	}
+	if _, _, err := ParseLegacyAuths([]byte(`{"registry.test":"hidden"}`)); err == nil || strings.Contains(err.Error(), "hidden") {
+		t.Errorf("no dockercfg: %v", err)
+	}
+}
+
+// Hundreds of credentials of pods leave room for other places, and the one that worked
+// is tried wherever it stands.
+func TestPlacesShare(t *testing.T) {
+	many := make([]Credential, 0, 100)
+	for i := range 100 {
+		many = append(many, Credential{"pod", fmt.Sprint(i)})
+	}
+	list := []candidate{known("pods.json", many, nil), known("plugin", []Credential{{"plugin", "p"}}, nil)}
+	tried := func(worked success) (all []string) {
+		for c := newChoices(list, worked); ; {
+			next, ok := c.next(t.Context())
+			if !ok {
+				return all
+			}
+			all = append(all, next.User+next.Secret)
+		}
+	}
+	if got := tried(success{}); len(got) != 13 || got[0] != "pod0" || got[12] != "pluginp" {
+		t.Errorf("tried %q", got)
+	}
+	if got := tried(success{"pods.json", many[99].fingerprint()}); len(got) != 13 || got[0] != "pod99" || got[1] != "pod0" {
+		t.Errorf("tried %q", got)
+	}
 }
 
 func TestLastErrors(t *testing.T) {

@@ -107,7 +107,7 @@ type entry struct {
 }
 
 // sortEntries puts the more specific patterns first: the longer path, then the
-// host with fewer wildcards.
+// host with fewer wildcards. Those for the same keep their order.
 func sortEntries(list []entry) {
 	wild := func(e entry) int {
 		n := 0
@@ -116,7 +116,7 @@ func sortEntries(list []entry) {
 		}
 		return n
 	}
-	slices.SortFunc(list, func(a, b entry) int {
+	slices.SortStableFunc(list, func(a, b entry) int {
 		return cmp.Or(
 			cmp.Compare(len(b.path), len(a.path)), cmp.Compare(wild(a), wild(b)),
 			slices.Compare(a.labels, b.labels), cmp.Compare(a.port, b.port), cmp.Compare(a.path, b.path),
