@@ -33,7 +33,7 @@ images: ## assemble the demo's images from Debian packages into the cache
 test: tools unit interop e2e ## everything that must pass, on a bare machine (root)
 
 .PHONY: tools
-tools: ## build containerd, a registry and Kubernetes for the tests into the cache (once, about ten minutes)
+tools: ## build containerd, a registry, Kubernetes and helm for the tests into the cache (once, about twelve minutes)
 	$(GO_RUN) ./test/tools/ensure
 
 .PHONY: unit
@@ -61,6 +61,11 @@ cluster-down: ## end it, and remove what it or a crashed one left
 interop: ## stargz-snapshotter's own reader mounts our images
 	cd test/interop && $(GO) test -timeout 10m $(TESTFLAGS) ./...
 
+.PHONY: chart
+chart: ## out/apparate-VERSION.tgz, the chart as helm installs it
+	@mkdir -p out
+	@helm="$$($(GO_RUN) ./test/tools/ensure helm)" && "$$helm" package charts/apparate --destination out
+
 .PHONY: bench
 bench: build ## benchmarks of conversion, indexing, the read path and the control plane
 	$(GO) test -run '^$$' -bench . -benchmem ./snapshotter/... ./converter/... ./controllers/...
@@ -78,7 +83,7 @@ lint: $(GOLANGCI) generated ## golangci-lint at the pinned version, formatting, 
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
 	@cd test/interop && $(GO) mod tidy -diff
-	@for m in tools kube containerd17 generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
+	@for m in tools kube containerd17 helm generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
 	@$(GO) mod verify >/dev/null
 
 $(GOLANGCI):
@@ -90,17 +95,18 @@ $(GOLANGCI):
 CONTROLLER_GEN = cd hack/generate && GOWORK=off CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/bin/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
 
 .PHONY: generate
-generate: ## CRDs, RBAC and deep copies from the markers in api and controllers
+generate: ## CRDs, RBAC and deep copies from the markers in api and controllers; values and README of the chart
 	@mkdir -p bin
 	@$(CONTROLLER_GEN)
 	bin/controller-gen object paths=./api/v1alpha1
 	bin/controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd
 	bin/controller-gen rbac:roleName=apparate-operator paths=./controllers/... output:rbac:dir=config/rbac
+	$(GO_RUN) ./hack/chartdoc
 
 .PHONY: generated
 generated: generate ## fail where what is generated is not what is committed
-	@git diff --exit-code --stat -- config api || { echo "run 'make generate' and commit the result"; exit 1; }
-	@[ -z "$$(git status --porcelain -- config api)" ] || { git status --short -- config api; echo "run 'make generate' and commit the result"; exit 1; }
+	@git diff --exit-code --stat -- config api charts || { echo "run 'make generate' and commit the result"; exit 1; }
+	@[ -z "$$(git status --porcelain -- config api charts)" ] || { git status --short -- config api charts; echo "run 'make generate' and commit the result"; exit 1; }
 
 .PHONY: clean
 clean: ## remove what the targets wrote here (the cache outside stays)

@@ -1,6 +1,6 @@
 // Package tools provides the external programs that the demo and the tests run:
-// containerd with its shim and ctr, also old ones, runc, a registry, Kubernetes, and
-// network plugins.
+// containerd with its shim and ctr, also old ones, runc, a registry, Kubernetes,
+// network plugins, and helm.
 //
 // The Go programs are built from the Go module proxy at the versions that the
 // modules below hack pin; what needs a C compiler is a package of Debian, unpacked.
@@ -47,6 +47,8 @@ const (
 	// Kube is Kubernetes, etcd and kubectl in one program. Beside it are links
 	// by the names of its parts; see KubeParts.
 	Kube = "kube"
+	// Helm installs the chart.
+	Helm = "helm"
 )
 
 // All lists the programs of a node, in the order in which they start.
@@ -54,7 +56,7 @@ func All() []string { return []string{Registry, Containerd, Shim, Ctr, Runc} }
 
 // Cluster lists the programs of a Kubernetes cluster.
 func Cluster() []string {
-	return []string{Registry, Runc, Nft, CNI, ContainerdCRI, Kube, Containerd17, Containerd16, Containerd14}
+	return []string{Registry, Runc, Nft, CNI, ContainerdCRI, Kube, Helm, Containerd17, Containerd16, Containerd14}
 }
 
 // KubeParts are the names under which Kube can be called.
@@ -88,6 +90,7 @@ const (
 func groups() []group {
 	const containerd, distribution = "github.com/containerd/containerd/v2", "github.com/distribution/distribution/v3"
 	const containerd17, plugins = "github.com/containerd/containerd", "github.com/containernetworking/plugins"
+	const helm = "helm.sh/helm/v4"
 	commands := func(module string) (all []string) {
 		for _, c := range []string{Containerd, Shim, Ctr} {
 			all = append(all, module+"/cmd/"+c)
@@ -123,6 +126,11 @@ func groups() []group {
 			name: "containerd17", module: containerd17, dir: "containerd17", tags: criTags,
 			programs: []string{Containerd17}, packages: commands(containerd17),
 			version: variable(containerd17), built: Containerd, links: []string{Containerd17},
+		},
+		{
+			name: "helm", module: helm, dir: "helm",
+			programs: []string{Helm}, packages: []string{helm + "/cmd/helm"},
+			version: func(v string) string { return " -X " + helm + "/internal/version.version=" + v },
 		},
 		{
 			name: "cni", module: plugins, dir: "tools", tags: nodeTags,

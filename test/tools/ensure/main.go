@@ -1,5 +1,6 @@
 // Command ensure builds the external programs that the tests run, where the cache
-// lacks them: once, before the tests, whose time is bounded.
+// lacks them: once, before the tests, whose time is bounded. With names of programs
+// it builds those alone and prints their paths.
 package main
 
 import (
@@ -14,8 +15,16 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if _, err := tools.Ensure(ctx, os.Stderr, append(tools.All(), tools.Cluster()...)...); err != nil {
+	names := os.Args[1:]
+	if len(names) == 0 {
+		names = append(tools.All(), tools.Cluster()...)
+	}
+	paths, err := tools.Ensure(ctx, os.Stderr, names...)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "ensure:", err)
 		os.Exit(1)
+	}
+	for _, n := range os.Args[1:] {
+		fmt.Println(paths[n])
 	}
 }
