@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/apparate/apparate/api/v1alpha1"
 	"github.com/apparate/apparate/test/kube"
 	"github.com/apparate/apparate/test/tools"
 )
@@ -53,7 +54,7 @@ func TestMain(m *testing.M) {
 func setup(m *testing.M) (code int, err error) {
 	ctx := context.Background()
 	ctrllog.SetLogger(logr.Discard())
-	if err := errors.Join(clientscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(clientscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return 1, err
 	}
 	if root, err = tools.Root(ctx); err != nil {
@@ -88,8 +89,8 @@ func helm(t *testing.T, values string, args ...string) (stdout, stderr string, e
 		}
 		args = append(args, "--values", path)
 	}
-	cmd := exec.CommandContext(t.Context(), program, args...)
-	cmd.Env = append(os.Environ(), "HOME="+home, "KUBECONFIG="+cluster.Kubeconfig,
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, args...) // also in cleanups
+	cmd.Env = append(os.Environ(), "HOME="+home, "KUBECONFIG="+cluster.Kubeconfig, "HELM_QPS=1000", "HELM_BURST_LIMIT=1000",
 		"HELM_CACHE_HOME="+home+"/cache", "HELM_CONFIG_HOME="+home+"/config", "HELM_DATA_HOME="+home+"/data")
 	var out, bad bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &bad

@@ -1,0 +1,195 @@
+package chart
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+const onePullSecret = `imagePullSecretsCrs: {dockerUsername: a, dockerPassword: b, dockerServer: r.example.com}`
+
+// TestRoles proves that the operator has the rights that its code says it needs,
+// and no others: those of config/rbac.
+func TestRoles(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "config", "rbac", "role.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, all := decode(t, string(text)), render(t, onePullSecret)
+	for _, name := range []string{"apparate-operator", "apparate-pull-secrets"} {
+		if a, b := has[*rbacv1.ClusterRole](t, want, name).Rules, has[*rbacv1.ClusterRole](t, all, name).Rules; len(a) == 0 || !reflect.DeepEqual(a, b) {
+			t.Errorf("ClusterRole %s has\n%+v\nnot\n%+v", name, b, a)
+		}
+	}
+	if a, b := has[*rbacv1.Role](t, want, "apparate-operator").Rules, has[*rbacv1.Role](t, all, "apparate-operator").Rules; len(a) == 0 || !reflect.DeepEqual(a, b) {
+		t.Errorf("Role apparate-operator has\n%+v\nnot\n%+v", b, a)
+	}
+}
+
+// TestCRDs proves that the chart's CustomResourceDefinitions are those of
+// config/crd, and that helm leaves them when it uninstalls, unless told otherwise.
+func TestCRDs(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join(root, "config", "crd", "*.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(b)
+	}
+	want := decode(t, text.String())
+	for values, policy := range map[string]string{"": "keep", "crds: {keep: false}": ""} {
+		count := 0
+		for _, o := range render(t, values) {
+			got, ok := o.(*apiextensionsv1.CustomResourceDefinition)
+			if !ok {
+				continue
+			}
+			count++
+			w := has[*apiextensionsv1.CustomResourceDefinition](t, want, got.Name)
+			if !reflect.DeepEqual(got.Spec, w.Spec) {
+				t.Errorf("%s is not that of config/crd", got.Name)
+			}
+			for k, v := range w.Annotations {
+				if got.Annotations[k] != v {
+					t.Errorf("%s lacks the annotation %s", got.Name, k)
+				}
+			}
+			if got.Annotations["helm.sh/resource-policy"] != policy {
+				t.Errorf("%s has the annotations %v", got.Name, got.Annotations)
+			}
+		}
+		if count != len(want) || count == 0 {
+			t.Errorf("%d definitions, not %d", count, len(want))
+		}
+	}
+}
+
+// TestRights asks the API server what each account may do, once the chart is there.
+func TestRights(t *testing.T) {
+	r := newRelease(t, "rights")
+	r.install(onePullSecret)
+	// The hook's are made when it runs.
+	r.apply(template(t, onePullSecret, "--namespace", r.namespace, "--show-only", "templates/uninstall.yaml"))
+	t.Cleanup(func() {
+		r.kubectl("", "delete", "clusterrole,clusterrolebinding,role,rolebinding,serviceaccount,job", "--selector", "app.kubernetes.io/component=uninstall", "--namespace", r.namespace)
+	})
+	const yes, no = true, false
+	for _, c := range []struct {
+		account, verb, resource, name string
+		// in the release's namespace, or in that of somebody else
+		own  bool
+		want bool
+	}{
+		{"node", "get", "nodes", "worker", no, yes},
+		{"node", "patch", "nodes", "worker", no, yes},
+		{"node", "patch", "nodes/status", "worker", no, yes},
+		{"node", "create", "events", "", no, yes},
+		{"node", "patch", "events", "e", no, yes},
+		{"node", "get", "apps/daemonsets", "apparate-node", yes, yes},
+		{"node", "get", "apps/daemonsets", "other", yes, no},
+		{"node", "get", "apps/daemonsets", "apparate-node", no, no},
+		{"node", "list", "apps/daemonsets", "", yes, no},
+		{"node", "patch", "apps/daemonsets", "apparate-node", yes, no},
+		{"node", "list", "nodes", "", no, no},
+		{"node", "update", "nodes", "worker", no, no},
+		{"node", "delete", "nodes", "worker", no, no},
+		{"node", "list", "pods", "", no, no},
+		{"node", "get", "secrets", "s", yes, no},
+		{"node", "get", "serviceaccounts", "s", no, no},
+
+		{"operator", "get", "secrets", "s", no, yes},
+		{"operator", "list", "secrets", "", no, yes}, // of the pull secrets' role
+		{"operator", "update", "secrets", "s", no, no},
+		{"operator", "patch", "serviceaccounts", "default", no, yes},
+		{"operator", "update", "coordination.k8s.io/leases", "l", yes, yes},
+		{"operator", "get", "coordination.k8s.io/leases", "l", no, no},
+		{"operator", "patch", "apparate.cloud.tencent.com/registries/status", "r", no, yes},
+		{"operator", "patch", "apparate.cloud.tencent.com/registries", "r", no, no},
+		{"operator", "patch", "nodes", "worker", no, no},
+		{"operator", "create", "pods", "", yes, no},
+
+		{"uninstall", "get", "apps/daemonsets", "apparate-node", yes, yes},
+		{"uninstall", "delete", "apps/daemonsets", "apparate-node", yes, yes},
+		{"uninstall", "delete", "apps/daemonsets", "other", yes, no},
+		{"uninstall", "list", "apps/daemonsets", "", yes, yes},
+		{"uninstall", "delete", "apps/deployments", "apparate-operator", yes, yes},
+		{"uninstall", "delete", "apps/deployments", "other", yes, no},
+		{"uninstall", "watch", "pods", "", yes, yes},
+		{"uninstall", "list", "pods", "", no, no},
+		{"uninstall", "delete", "pods", "p", yes, no},
+		{"uninstall", "list", "nodes", "", no, yes},
+		{"uninstall", "patch", "nodes", "worker", no, yes},
+		{"uninstall", "patch", "nodes/status", "worker", no, yes},
+		{"uninstall", "list", "secrets", "", no, yes},
+		{"uninstall", "delete", "secrets", "s", no, yes},
+		{"uninstall", "get", "secrets", "s", no, no},
+		{"uninstall", "create", "secrets", "", no, no},
+		{"uninstall", "list", "serviceaccounts", "", no, yes},
+		{"uninstall", "patch", "serviceaccounts", "default", no, yes},
+	} {
+		if got := r.may(c.account, c.verb, c.resource, c.name, c.own); got != c.want {
+			t.Errorf("%s may %s %s %q (own namespace: %v): %v, want %v", c.account, c.verb, c.resource, c.name, c.own, got, c.want)
+		}
+	}
+
+	r.upgrade(`node: {podCredentials: true}`)
+	for resource, verbs := range map[string][]string{"pods": {"get", "list", "watch"}, "secrets": {"get"}, "serviceaccounts": {"get"}} {
+		for _, v := range verbs {
+			if !r.may("node", v, resource, "", false) {
+				t.Errorf("with podCredentials the node may not %s %s", v, resource)
+			}
+		}
+	}
+	if r.may("node", "list", "secrets", "", true) || r.may("node", "patch", "serviceaccounts", "default", true) {
+		t.Error("with podCredentials the node may do more than it needs")
+	}
+}
+
+// may asks whether a component's account may do something, in its own namespace or
+// in another; resource is [group/]name[/part].
+func (r *installed) may(component, verb, resource, name string, own bool) bool {
+	r.t.Helper()
+	a := &authorizationv1.ResourceAttributes{Verb: verb, Name: name, Namespace: "default"}
+	parts := strings.Split(resource, "/")
+	if strings.Contains(parts[0], ".") || parts[0] == "apps" {
+		a.Group, parts = parts[0], parts[1:]
+	}
+	a.Resource = parts[0]
+	if len(parts) > 1 {
+		a.Subresource = parts[1]
+	}
+	if own {
+		a.Namespace = r.namespace
+	}
+	if a.Resource == "nodes" {
+		a.Namespace = ""
+	}
+	c, err := kubernetes.NewForConfig(cluster.Config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	review, err := c.AuthorizationV1().SubjectAccessReviews().Create(r.t.Context(), &authorizationv1.SubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:   "system:serviceaccount:" + r.namespace + ":" + release + "-" + component,
+			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + r.namespace, "system:authenticated"}, ResourceAttributes: a,
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return review.Status.Allowed
+}
