@@ -9,10 +9,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +40,17 @@ const (
 	// longer than all that takes.
 	coldFiles, coldSize = 4000, 20 << 10
 )
+
+// TestMain has all nodes go on at the same time, also where processors are few: most of
+// the time everything waits for something to stay well.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(len(kinds))); err != nil {
+		fmt.Fprintln(os.Stderr, "matrix:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
 
 // kind is a kind of node.
 type kind struct {
