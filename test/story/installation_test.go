@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"os"
+	"runtime"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -38,7 +39,7 @@ func (w *world) pushInstallation(tag string) {
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err := mutate.AppendLayers(img, static.NewLayer(b.Bytes(), types.OCIUncompressedLayer))
 	if err == nil {
-		img, err = mutate.Config(img, v1.Config{User: "65532:65532"})
+		img, err = mutate.ConfigFile(img, configFile(img))
 	}
 	if err == nil {
 		err = w.Push(w.t.Context(), "apparate/apparate:"+tag, img)
@@ -46,4 +47,16 @@ func (w *world) pushInstallation(tag string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// configFile is the configuration of the image. Without a platform CRI unpacks nothing of
+// it for another snapshotter.
+func configFile(img v1.Image) *v1.ConfigFile {
+	c, err := img.ConfigFile()
+	if err != nil {
+		panic(err) // of an image made here
+	}
+	c = c.DeepCopy()
+	c.OS, c.Architecture, c.Config = "linux", runtime.GOARCH, v1.Config{User: "65532:65532"}
+	return c
 }

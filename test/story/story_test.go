@@ -363,11 +363,28 @@ func (w *world) daemon(n *cluster.Node) (s host.DaemonStatus, err error) {
 	return s, json.Unmarshal([]byte(out[:strings.LastIndexByte(out, '}')+1]), &s)
 }
 
+// containers are those of the pods on a node, by the pods' names.
+func (w *world) containers(node string) map[string]string {
+	w.t.Helper()
+	out := w.kubectl("", "get", "pods", "-A", "--field-selector", "spec.nodeName="+node, "-o",
+		`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].state.running.startedAt} {.status.containerStatuses[0].containerID}{"\n"}{end}`)
+	all := map[string]string{}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 3 {
+			all[f[0]] = f[2]
+		} else if len(f) > 0 {
+			all[f[0]] = ""
+		}
+	}
+	return all
+}
+
 // powerCut cuts the power of a node that runs lazy containers.
 func (w *world) powerCut() {
 	w.kubectl(web("power", "nginx:latest-apparate", "", on("node-2")), "apply", "-f", "-")
 	w.podsReady("app=power", time.Now())
 	n := w.node("node-2")
+	before := w.containers("node-2")
 	if err := n.PowerCut(); err != nil {
 		w.t.Fatal(err)
 	}
@@ -378,6 +395,15 @@ func (w *world) powerCut() {
 	if err := w.WaitReady(w.t.Context(), n); err != nil {
 		w.t.Fatal(err)
 	}
+	w.eventually("all containers of node-2 to be new ones", 2*time.Minute, func(context.Context) error {
+		now := w.containers("node-2")
+		for pod, id := range before {
+			if now[pod] == id || now[pod] == "" {
+				return fmt.Errorf("%s is %q", pod, now[pod])
+			}
+		}
+		return nil
+	})
 	w.nodesReady("node-1", "node-2", "node-3")
 	w.podsReady("app=power", begin)
 	w.t.Logf("after a power cut everything is back after %.1f s", time.Since(begin).Seconds())
