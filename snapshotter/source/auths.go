@@ -12,6 +12,7 @@ import (
 
 // Auth is a credential and the Key of what it is for: a registry, or one repository
 // of it and those below, "registry.example.com:5000/team"; the host may have wildcards.
+// There is one key for what it is for, though files may have several.
 type Auth struct {
 	Key string
 	Credential
@@ -23,12 +24,13 @@ func (a Auth) For(host, repo string) bool {
 	return err == nil && p.below(imageName{canonicalHost(host), repo})
 }
 
-// Key returns the key for one repository, and those below it.
+// Key returns the key for the repository repo on host and those below it; for the
+// registry, if repo is empty.
 func Key(host, repo string) string {
 	if first, _, _ := strings.Cut(repo, "/"); first == "v1" || first == "v2" {
-		return host + "/v2/" + repo // else it would be read as that of the registry's address
+		repo = "v2/" + repo // else it would be read as that of the registry's address
 	}
-	return host + "/" + repo
+	return strings.TrimSuffix(host+"/"+repo, "/")
 }
 
 // dockerAuth is the credential of one key of auths in docker's config.json.
@@ -76,7 +78,8 @@ func ParseLegacyAuths(b []byte) (auths []Auth, bad []string, err error) {
 func readAuths(all map[string]dockerAuth) (auths []Auth, bad []string) {
 	for _, key := range slices.Sorted(maps.Keys(all)) {
 		a := all[key]
-		if _, err := parsePattern(key); err != nil {
+		p, err := parsePattern(key)
+		if err != nil {
 			bad = append(bad, fmt.Sprintf("auths key %q: %v", key, err))
 			continue
 		}
@@ -94,7 +97,7 @@ func readAuths(all map[string]dockerAuth) (auths []Auth, bad []string) {
 			c = Credential{Secret: a.IdentityToken}
 		}
 		if c.Secret != "" {
-			auths = append(auths, Auth{key, c})
+			auths = append(auths, Auth{p.String(), c})
 		}
 	}
 	return auths, bad

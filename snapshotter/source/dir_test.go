@@ -220,8 +220,8 @@ func TestAuths(t *testing.T) {
 			t.Errorf("%s is for the image: %v", key, got)
 		}
 	}
-	auths, bad, err := ParseLegacyAuths([]byte(`{"registry.test":{"username":"a","password":"1"},"":{"password":"x"}}`))
-	if err != nil || len(bad) != 1 || !slices.Equal(auths, []Auth{{"registry.test", Credential{"a", "1"}}}) {
+	auths, bad, err := ParseLegacyAuths([]byte(`{"registry.test":{"username":"a","password":"1"},"https://Registry.Test/v2/v2/x/":{"username":"b","password":"2"},"":{"password":"x"}}`))
+	if err != nil || len(bad) != 1 || !slices.Equal(auths, []Auth{{"registry.test/v2/v2/x", Credential{"b", "2"}}, {"registry.test", Credential{"a", "1"}}}) {
 		t.Errorf("dockercfg: %v, %v, %v", auths, bad, err)
 	}
 	if _, _, err := ParseLegacyAuths([]byte(`{"registry.test":"hidden"}`)); err == nil || strings.Contains(err.Error(), "hidden") {

@@ -54,11 +54,23 @@ func parsePattern(s string) (pattern, error) {
 	p := pattern{path: strings.Trim(repo, "/")}
 	p.labels, p.port = splitHost(host)
 	for _, l := range p.labels {
+		if l == "" || strings.Contains(l, ":") && !strings.HasPrefix(l, "[") {
+			return pattern{}, errors.New("it begins with no host such as registry.example.com")
+		}
 		if _, err := path.Match(l, ""); err != nil && !strings.Contains(l, ":") {
 			return pattern{}, errors.New("its wildcards cannot be read")
 		}
 	}
 	return p, nil
+}
+
+// String is the one key for the pattern, however it was written.
+func (p pattern) String() string {
+	host := strings.Join(p.labels, ".")
+	if p.port != "" {
+		host += ":" + p.port
+	}
+	return Key(host, p.path)
 }
 
 // splitHost returns the labels of a host and its port. An IPv6 address is one label.

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -80,13 +81,16 @@ func TestSortEntries(t *testing.T) {
 }
 
 func FuzzPattern(f *testing.F) {
-	for _, s := range []string{"registry.example.com/team", "*.example.com:5000", "https://index.docker.io/v1/", "[::1]:5000/a", "re[a-z].test", "**", ":", "a:b:c/"} {
+	for _, s := range []string{"registry.example.com/team", "*.example.com:5000", "https://index.docker.io/v1/", "[::1]:5000/a", "re[a-z].test", "**", ":", "a:b:c/", "docker.io/v2/v1/x", "x:/v2/v2"} {
 		f.Add(s, "registry.example.com:5000", "team/app")
 	}
 	f.Fuzz(func(t *testing.T, s, host, repo string) {
 		p, err := parsePattern(s)
 		if err != nil {
 			return
+		}
+		if same, err := parsePattern(p.String()); err != nil || !reflect.DeepEqual(same, p) {
+			t.Errorf("%q is %+v, and as %q %+v, %v", s, p, p.String(), same, err)
 		}
 		n := imageName{canonicalHost(host), repo}
 		if p.below(n) && !p.begins(n) {
