@@ -13,7 +13,10 @@ import (
 )
 
 // serve answers probes, and hands on the daemon's metrics, until the returned function
-// is called. The agent is alive while it answers, and ready while lazy images work.
+// is called. The agent is alive while it answers, and ready while lazy images work. It
+// is ready, too, where the machine cannot mount lazily and was left as it is: a few
+// such nodes must not hold up the upgrade of all others, and which they are is in their
+// conditions.
 func (a *Agent) serve() (stop func(), err error) {
 	if a.Listen == "" {
 		return func() {}, nil
@@ -22,7 +25,7 @@ func (a *Agent) serve() (stop func(), err error) {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") }) // who asked has gone
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		s := a.machine.Status()
-		if s.State != host.Ready {
+		if s.State != host.Ready && s.State != host.NotLazy {
 			http.Error(w, string(s.State)+": "+s.Message, http.StatusServiceUnavailable)
 			return
 		}

@@ -44,7 +44,7 @@ func (m *Machine) install(ctx context.Context) error {
 		s.Root = filepath.Join(r.facts.Root, "io.containerd.snapshotter.v1."+Name)
 	}
 	s.Config, s.Socket, s.Restart = r.config, m.Socket, m.RestartCommand
-	check := Preflight{Root: s.Root, Socket: m.Socket, MinFree: m.MinFree}
+	check := Preflight{Root: s.Root, Socket: m.Socket, MinFree: m.MinFree, Fail: m.FailCheck}
 	if s.Edit == nil {
 		if err := m.preflight(ctx, check); err != nil {
 			return err
@@ -71,17 +71,11 @@ func (m *Machine) revive(ctx context.Context) error {
 // preflight looks at everything once, before anything is changed.
 func (m *Machine) preflight(ctx context.Context, p Preflight) error {
 	checks := p.Run(ctx)
-	for i, c := range checks {
-		if c.Name == m.FailCheck {
-			checks[i].State, checks[i].Found = Failed, "forced to fail"
-			if c.Advice == "" {
-				checks[i].Advice = "start without --fail-check"
-			}
-		}
+	for _, c := range checks {
 		if c.Name == "kernel" {
 			m.note(func(n *Status) { n.Kernel = strings.TrimPrefix(c.Found, "Linux ") })
 		}
-		m.Logger.Info("preflight", "check", c.Name, "state", checks[i].State, "found", checks[i].Found, "advice", checks[i].Advice)
+		m.Logger.Info("preflight", "check", c.Name, "state", c.State, "found", c.Found, "advice", c.Advice)
 	}
 	bad := Failures(checks)
 	if len(bad) == 0 {
@@ -102,24 +96,16 @@ func (m *Machine) preflight(ctx context.Context, p Preflight) error {
 // again and again, and ordinary ones cannot be pulled.
 func (m *Machine) diskLeft(p Preflight) error {
 	c := p.disk(p.Root)
-	if m.FailCheck == c.Name {
-		c.State = Failed
-	}
 	if c.State != Failed {
 		return nil
 	}
 	return &Problem{Reason: ReasonPreflight, State: Broken, Err: fmt.Errorf("disk: %s: %s", c.Found, c.Advice)}
 }
 
-// names of checks that can be forced to fail.
-func checkNames() []string {
-	return []string{"root", "kernel", "fuse", "erofs", "disk", "cgroup", "containerd"}
-}
-
 // ValidCheck says whether name can be an Options.FailCheck.
 func ValidCheck(name string) error {
-	if name == "" || slices.Contains(checkNames(), name) {
-		return nil
+	if names := []string{"fuse", "erofs", "disk"}; name != "" && !slices.Contains(names, name) {
+		return fmt.Errorf("check %q: there are %s", name, strings.Join(names, ", "))
 	}
-	return fmt.Errorf("check %q: there are %s", name, strings.Join(checkNames(), ", "))
+	return nil
 }

@@ -48,6 +48,18 @@ type Preflight struct {
 	Socket string
 	// MinFree is how many bytes of disk have to be free.
 	MinFree uint64
+	// Fail makes the check fuse, erofs or disk fail, to see what happens then; empty: none.
+	Fail string
+}
+
+var errForced = errors.New("forced to fail")
+
+// forced is errForced for the check that is to fail, and else err.
+func (p Preflight) forced(name string, err error) error {
+	if p.Fail == name {
+		return errForced
+	}
+	return err
 }
 
 // Run looks at everything and returns all checks, in a fixed order. It mounts a
@@ -136,7 +148,7 @@ func (p Preflight) fuse(dir string) Check {
 		// Closing the connection first: then unmounting waits for no answer.
 		err = errors.Join(dev.Close(), mount.Detach(at))
 	}
-	if err != nil {
+	if err := p.forced("fuse", err); err != nil {
 		c.State, c.Found = Failed, err.Error()
 		c.Advice = "load the module (modprobe fuse), on CentOS install it (yum install -y fuse), and give the pod /dev/fuse"
 	}
@@ -145,7 +157,7 @@ func (p Preflight) fuse(dir string) Check {
 
 func (p Preflight) erofs(dir string) Check {
 	c := Check{Name: "erofs", State: OK, Found: "an image of two files was mounted and read"}
-	if err := mount.Probe(dir); err != nil {
+	if err := p.forced("erofs", mount.Probe(dir)); err != nil {
 		c.State, c.Found, c.Advice = Failed, err.Error(), "use Linux 6.12 or newer with CONFIG_EROFS_FS, and a disk instead of a tmpfs; until then images are pulled the ordinary way"
 	}
 	return c
@@ -165,8 +177,10 @@ func (p Preflight) disk(dir string) Check {
 	switch {
 	case st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC:
 		c.State, c.Advice = Failed, "it is memory and no disk: choose a directory on a disk with --root"
+	case p.Fail == "disk":
+		c.State, c.Advice = Failed, errForced.Error()
 	case free < p.MinFree:
-		c.State, c.Advice = Failed, fmt.Sprintf("free %.1f GB, or choose another disk with --root", float64(p.MinFree-free)/1e9)
+		c.State, c.Advice = Failed, fmt.Sprintf("free %.1f GB there, or move the directory to another disk", float64(p.MinFree-free)/1e9)
 	case st.Files > 0 && st.Ffree < 10_000:
 		c.State, c.Advice = Failed, "the file system is out of inodes: remove small files, or choose another disk with --root"
 	}
