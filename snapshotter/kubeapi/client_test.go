@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -34,6 +33,9 @@ func odd(t *testing.T, h http.HandlerFunc) *kubeapi.Client {
 	return c
 }
 
+// answer writes an answer. A client that is gone needs none.
+func answer(w http.ResponseWriter, text string) { _, _ = io.WriteString(w, text) }
+
 const notFound = `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"nodes \"n\" not found","reason":"NotFound","code":404}`
 
 // Whatever the server answers, the error names the request and what is wrong,
@@ -42,7 +44,7 @@ func TestErrors(t *testing.T) {
 	kind := func(w http.ResponseWriter, code int, kind, body string) {
 		w.Header().Set("Content-Type", kind)
 		w.WriteHeader(code)
-		_, _ = io.WriteString(w, body) // the client may have enough
+		answer(w, body)
 	}
 	tests := map[string]struct {
 		answer http.HandlerFunc
@@ -154,7 +156,7 @@ func TestRetryAfter(t *testing.T) {
 			w.WriteHeader(http.StatusTooManyRequests)
 			return
 		}
-		fmt.Fprint(w, `{"b":2}`)
+		answer(w, `{"b":2}`)
 	})
 	patch := json.RawMessage(`{"a":1}`)
 	for text, want := range map[string]int32{"1": 2, "x": 1, "3600": 1, "": 1} {
@@ -190,7 +192,7 @@ func TestRotation(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		fmt.Fprint(w, `{}`)
+		answer(w, `{}`)
 	}))
 	t.Cleanup(s.Close)
 	root := t.TempDir()

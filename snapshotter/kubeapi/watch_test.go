@@ -25,9 +25,9 @@ func TestPages(t *testing.T) {
 		queries = append(queries, r.URL.RawQuery)
 		switch r.URL.Query().Get("continue") {
 		case "":
-			fmt.Fprint(w, `{"metadata":{"resourceVersion":"7","continue":"next"},"items":[{"n":1},{"n":2}]}`)
+			answer(w, `{"metadata":{"resourceVersion":"7","continue":"next"},"items":[{"n":1},{"n":2}]}`)
 		case "next":
-			fmt.Fprint(w, `{"metadata":{"resourceVersion":"7","continue":"old"},"items":[{"n":3}]}`)
+			answer(w, `{"metadata":{"resourceVersion":"7","continue":"old"},"items":[{"n":3}]}`)
 		default:
 			w.WriteHeader(http.StatusGone)
 		}
@@ -78,7 +78,7 @@ func TestWatchEnds(t *testing.T) {
 				if test.cut {
 					w.Header().Set("Content-Length", fmt.Sprint(len(test.body)+1))
 				}
-				fmt.Fprint(w, test.body)
+				answer(w, test.body)
 			})
 			n := 0
 			err := c.Watch(t.Context(), "/x", "5", func(kind string, raw json.RawMessage) error {
@@ -100,7 +100,7 @@ func TestWatchEnds(t *testing.T) {
 		t.Errorf("refused: %v", err)
 	}
 	stop := errors.New("enough")
-	c := odd(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, event(1)) })
+	c := odd(t, func(w http.ResponseWriter, _ *http.Request) { answer(w, event(1)) })
 	if err := c.Watch(t.Context(), "/x", "5", func(string, json.RawMessage) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("the caller's error is %v", err)
 	}

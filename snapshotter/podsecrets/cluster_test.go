@@ -182,9 +182,8 @@ func (w *world) expect(t *testing.T, want ...string) {
 // says waits for words in the log and returns how often they are there.
 func (w *world) says(t *testing.T, words ...string) int {
 	t.Helper()
-	n := 0
 	for range 1000 {
-		n = 0
+		n := 0
 		for _, line := range strings.Split(w.log.String(), "\n") {
 			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
 				n++

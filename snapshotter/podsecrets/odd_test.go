@@ -3,7 +3,9 @@ package podsecrets_test
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -36,6 +38,9 @@ func (s *oddServer) set(f func()) {
 	f()
 }
 
+// answer writes an answer. A client that is gone needs none.
+func answer(w http.ResponseWriter, text string) { _, _ = io.WriteString(w, text) }
+
 func oddPod(name string) string {
 	return fmt.Sprintf(`{"metadata":{"namespace":"n","name":%q},"spec":{"imagePullSecrets":[{"name":%q}],"containers":[{"image":"x.test/y"}]}}`, name, name)
 }
@@ -58,7 +63,7 @@ func (s *oddServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case what == "watch":
 		text, ok := s.events[q.Get("resourceVersion")]
 		if ok {
-			fmt.Fprintln(w, text)
+			answer(w, text+"\n")
 			return
 		}
 		w.(http.Flusher).Flush()
@@ -71,10 +76,10 @@ func (s *oddServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, p := range s.pods {
 			list = append(list, oddPod(p))
 		}
-		fmt.Fprintf(w, `{"metadata":{"resourceVersion":"%d"},"items":[%s]}`, s.version, strings.Join(list, ","))
+		answer(w, fmt.Sprintf(`{"metadata":{"resourceVersion":"%d"},"items":[%s]}`, s.version, strings.Join(list, ",")))
 	default:
 		text := base64.StdEncoding.EncodeToString([]byte(`{"auths":{"` + end + `.test":{"username":"u","password":"secret-x"}}}`))
-		fmt.Fprintf(w, `{"type":"kubernetes.io/dockerconfigjson","data":{".dockerconfigjson":"%s"}}`, text)
+		answer(w, fmt.Sprintf(`{"type":"kubernetes.io/dockerconfigjson","data":{".dockerconfigjson":"%s"}}`, text))
 	}
 }
 
@@ -95,7 +100,9 @@ func odd(t *testing.T, refresh time.Duration, prepare func(*oddServer, *world)) 
 	go func() { ended <- k.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("it ended with %v", err)
+		}
 		server.Close()
 	})
 	return s, w
