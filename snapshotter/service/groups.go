@@ -94,6 +94,16 @@ func (g group) make() error {
 	return nil
 }
 
+// exists says whether the group is there, in all hierarchies.
+func (g group) exists() bool {
+	for _, h := range g {
+		if _, err := os.Stat(h.dir); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // inherit gives a new group of cpuset, version 1, the processors and the memory of the
 // one above: without any it takes no process.
 func inherit(dir string) error {

@@ -78,6 +78,16 @@ func helper(what string, args []string) error {
 			return err
 		}
 		fmt.Println("removed, and ends")
+	case "restarter": // SOCKET
+		r, err := NewRestarter(context.Background(), Runtime{Socket: args[0], SupervisorWait: time.Second})
+		if err != nil {
+			return err
+		}
+		if err := r.Restart(context.Background()); err != nil {
+			return err
+		}
+		fmt.Println("restarted")
+		time.Sleep(time.Hour)
 	case "init":
 		return initHelper(args)
 	default:

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +42,7 @@ func (s *supervised) launch(ctx context.Context, d Daemon) (err error) {
 		// Whatever ctx says, nothing half is left.
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		why := fmt.Errorf("%s: %w%s", d.Name, err, s.lastWords(d))
+		why := fmt.Errorf("%s: %w%s", d.Name, err, output{path: d.LogFile}.last())
 		return errors.Join(why, s.end(end, d.Name, d.StopTimeout))
 	}
 	r.Ready = true
@@ -110,13 +112,30 @@ func (s *supervised) writeExit(name string, e ended) error {
 	return err
 }
 
+// hostPath is where the host has its programs.
+const hostPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // hostCommand is a command of a daemon as the host runs it: nothing of our environment is
 // in its own.
 func hostCommand(ctx context.Context, d Daemon, argv []string, log *os.File) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, hostProgram(argv[0]), argv[1:]...)
+	cmd.Args[0] = argv[0]
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
-	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, d.Env...)
+	cmd.Env = append([]string{"PATH=" + hostPath}, d.Env...)
 	return cmd
+}
+
+// hostProgram is the path of a program: our own PATH is that of a container.
+func hostProgram(name string) string {
+	if strings.Contains(name, "/") {
+		return name
+	}
+	for _, dir := range filepath.SplitList(hostPath) {
+		if p := filepath.Join(dir, name); unix.Access(p, unix.X_OK) == nil {
+			return p
+		}
+	}
+	return name
 }
 
 // postStart runs the command for a daemon that is ready.
@@ -145,26 +164,6 @@ func openLog(path string) (*os.File, error) {
 		}
 	}
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-}
-
-// lastWords is the last line of the log, for an error.
-func (s *supervised) lastWords(d Daemon) string {
-	const most = 4 << 10
-	f, err := os.Open(d.LogFile)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }() // only read
-	b := make([]byte, most)
-	fi, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	n, _ := f.ReadAt(b, max(0, fi.Size()-most)) // less is no matter
-	if line := lastLine(b[:n]); line != "" {
-		return ": " + line
-	}
-	return ""
 }
 
 // end ends all processes of the service: the main one by SIGTERM, and after the time

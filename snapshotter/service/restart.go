@@ -4,24 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/dbus"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // Runtime says which container runtime is to be restarted, and how.
 type Runtime struct {
-	// Socket is where it answers. It has to run: what is restarted is the process
-	// that listens there.
+	// Socket is where it answers: what is restarted is the process that listens there.
 	Socket string
 	// Command restarts it, where a host needs one of its own; empty: find out.
 	Command []string
@@ -29,12 +24,18 @@ type Runtime struct {
 	// SupervisorWait how long until whatever supervises it has started it; 0 means
 	// 60 s and 15 s.
 	Wait, SupervisorWait time.Duration
+	// Log is appended to by a runtime that we have to start ourselves and whose output
+	// went to no file before; empty means /var/log/containerd.log.
+	Log string
 }
 
-// NewRestarter looks at the runtime that runs and decides how it is restarted: by the
-// command; by systemd, if a unit of it owns the process; by OpenRC; else by SIGTERM,
-// upon which whatever supervises the process starts it again. If nothing does, we
-// start it ourselves as it was started before.
+// NewRestarter decides how the runtime is restarted: by the command; by systemd, if a
+// unit of it started the process that listens; by OpenRC; else by SIGTERM, upon which
+// whatever supervises the process starts it again. If nothing does, we start it
+// ourselves as it was started before.
+//
+// The runtime need not run if there is a command, or if systemd or OpenRC knows it by
+// its name.
 func NewRestarter(ctx context.Context, r Runtime) (Restarter, error) {
 	if r.Wait <= 0 {
 		r.Wait = time.Minute
@@ -42,157 +43,60 @@ func NewRestarter(ctx context.Context, r Runtime) (Restarter, error) {
 	if r.SupervisorWait <= 0 {
 		r.SupervisorWait = 15 * time.Second
 	}
-	base := &runtimeProcess{Runtime: r}
-	if err := base.record(ctx); err != nil {
-		return nil, err
+	if r.Log == "" {
+		r.Log = "/var/log/containerd.log"
 	}
+	p := &runtimeProcess{Runtime: r}
+	down := p.record(ctx)
 	if len(r.Command) > 0 {
-		return &byCommand{base, r.Command}, nil
+		return &byCommand{p, r.Command}, nil
 	}
-	if unit, err := unitOf(ctx, base.process.PID); err != nil {
-		return nil, err
-	} else if unit != "" {
-		return &byUnit{base, unit}, nil
-	}
-	if _, err := os.Stat("/run/openrc/started/containerd"); err == nil {
-		return &byCommand{base, []string{"rc-service", "containerd", "restart"}}, nil
-	}
-	return &bySignal{base}, nil
-}
-
-// unitOf is the service of systemd that a process belongs to, "" without.
-func unitOf(ctx context.Context, pid int) (unit string, err error) {
-	if fi, err := os.Stat(booted); err != nil || !fi.IsDir() {
-		return "", nil
-	}
-	err = (*systemd)(nil).do(ctx, func(c *dbus.Conn) error {
-		name, err := c.GetUnitNameByPID(ctx, uint32(pid))
-		if err == nil && strings.HasSuffix(name, ".service") {
-			unit = name
+	if isBooted() {
+		unit, err := runtimeUnit(ctx, r.Socket, p.process.PID)
+		if err != nil {
+			return nil, err
 		}
-		return nil // a process of no unit is an error there
-	})
-	return unit, err
-}
-
-// runtimeProcess is the runtime as it was started.
-type runtimeProcess struct {
-	Runtime
-	process process
-	exe     string
-	argv    []string
-	env     []string
-	dir     string
-	group   group
-}
-
-// record notes how the process that listens on the socket was started.
-func (r *runtimeProcess) record(ctx context.Context) error {
-	pid, err := listener(ctx, r.Socket)
-	if err != nil {
-		return fmt.Errorf("finding the container runtime at %s (is it running there?): %w", r.Socket, err)
-	}
-	p, err := findProcess(pid)
-	if err != nil {
-		return err
-	}
-	proc := func(name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
-	argv, err := os.ReadFile(proc("cmdline"))
-	if err != nil {
-		return err
-	}
-	env, err := os.ReadFile(proc("environ"))
-	if err != nil {
-		return err
-	}
-	exe, err := os.Readlink(proc("exe"))
-	if err != nil {
-		return err
-	}
-	dir, err := os.Readlink(proc("cwd"))
-	if err != nil {
-		return err
-	}
-	g, err := groupOfProcess(pid)
-	if err != nil {
-		return err
-	}
-	// A program that was replaced since is started as the new one.
-	r.exe, r.argv, r.env = strings.TrimSuffix(exe, " (deleted)"), zeroes(argv), zeroes(env)
-	r.process, r.dir, r.group = p, dir, g
-	return nil
-}
-
-func zeroes(b []byte) []string {
-	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
-}
-
-// listener is the process that listens on a unix socket (SO_PEERCRED in unix(7)). By
-// name we might find another one.
-func listener(ctx context.Context, socket string) (pid int, err error) {
-	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return 0, fmt.Errorf("%s is no unix socket", socket)
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		return 0, cerr
-	}
-	if err != nil {
-		return 0, err
-	}
-	if cred.Pid == 0 {
-		return 0, errors.New("its process is in another pid namespace: give the pod hostPID: true")
-	}
-	return int(cred.Pid), nil
-}
-
-// answers says whether another process than before listens and is in health.
-func (r *runtimeProcess) answers(ctx context.Context) (err error) {
-	pid, err := listener(ctx, r.Socket)
-	if err != nil {
-		return err
-	}
-	if p, err := findProcess(pid); err != nil || p == r.process {
-		return errors.Join(errors.New("the old process still listens"), err)
-	}
-	c, err := grpc.NewClient("unix:"+r.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	h, err := healthapi.NewHealthClient(c).Check(ctx, &healthapi.HealthCheckRequest{})
-	if err == nil && h.GetStatus() != healthapi.HealthCheckResponse_SERVING {
-		err = fmt.Errorf("its health is %v", h.GetStatus())
-	}
-	return err
-}
-
-// wait waits until the runtime answers and notes how it was started this time.
-func (r *runtimeProcess) wait(ctx context.Context, limit time.Duration) error {
-	const poll, try = 50 * time.Millisecond, 5 * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
-	defer cancel()
-	for {
-		asking, stop := context.WithTimeout(ctx, try)
-		err := r.answers(asking)
-		stop()
-		if err == nil {
-			return r.record(ctx)
-		}
-		if serr := sleep(ctx, poll); serr != nil {
-			return fmt.Errorf("the container runtime at %s: %w: %w", r.Socket, context.Cause(ctx), err)
+		if unit != "" {
+			return &byUnit{p, unit}, nil
 		}
 	}
+	if s := openRC("/", r.Socket, down == nil); s != "" {
+		return &byCommand{p, []string{"rc-service", s, "restart"}}, nil
+	}
+	if down != nil {
+		return nil, down
+	}
+	if p.process.PID == 1 {
+		return nil, fmt.Errorf("process 1 listens on %s, and not the container runtime itself: say how that is restarted with a command", r.Socket)
+	}
+	return &bySignal{runtimeProcess: p}, nil
+}
+
+// services are the names under which a runtime is installed, by its socket.
+func services(socket string) []string {
+	if strings.Contains(socket, "/k3s/") { // rke2's, too
+		return []string{"k3s", "k3s-agent", "rke2-server", "rke2-agent"}
+	}
+	return []string{"containerd"}
+}
+
+// openRC is the service of OpenRC that the runtime is, empty without. A runtime that
+// runs is one that OpenRC has started; if it does not, it is one that it could.
+func openRC(root, socket string, runs bool) string {
+	for _, s := range services(socket) {
+		if _, err := os.Stat(filepath.Join(root, "run/openrc/started", s)); err == nil {
+			return s
+		}
+	}
+	if _, err := os.Stat(filepath.Join(root, "run/openrc/softlevel")); runs || err != nil {
+		return ""
+	}
+	for _, s := range services(socket) {
+		if _, err := os.Stat(filepath.Join(root, "etc/init.d", s)); err == nil {
+			return s
+		}
+	}
+	return ""
 }
 
 // byCommand runs a command.
@@ -206,14 +110,40 @@ func (b *byCommand) How() string { return "command " + strings.Join(b.command, "
 
 // Restart runs the command and waits for the runtime.
 func (b *byCommand) Restart(ctx context.Context) error {
-	running, cancel := context.WithTimeout(ctx, b.Wait)
-	defer cancel()
-	cmd := exec.CommandContext(running, b.command[0], b.command[1:]...)
-	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", b.How(), err, lastLine(out))
+	old := b.now(ctx)
+	if err := b.run(ctx); err != nil {
+		return fmt.Errorf("%s: %w", b.How(), err)
 	}
-	return b.wait(ctx, b.Wait)
+	return b.wait(ctx, b.Wait, old)
+}
+
+// run runs the command as a program of the host, beside process 1: what it starts may
+// be the runtime.
+func (b *byCommand) run(ctx context.Context) (err error) {
+	running, cancel := context.WithTimeoutCause(ctx, b.Wait, fmt.Errorf("not done within %v", b.Wait))
+	defer cancel()
+	// A file and no pipe: nothing that goes on running must be waited for, or be
+	// killed by a pipe that nobody reads.
+	out, err := os.CreateTemp("", "apparate-restart-*.log")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close(), os.Remove(out.Name())) }()
+	g, err := groupOfProcess(1)
+	if err != nil {
+		return err
+	}
+	cmd := hostCommand(running, Daemon{Env: []string{"HOME=/root"}}, b.command, out)
+	if err := spawn(cmd, g); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		if running.Err() != nil {
+			err = context.Cause(running)
+		}
+		return fmt.Errorf("%w%s", err, output{path: out.Name()}.last())
+	}
+	return nil
 }
 
 // byUnit asks systemd.
@@ -227,16 +157,26 @@ func (b *byUnit) How() string { return "systemd unit " + b.unit }
 
 // Restart restarts the unit and waits for the runtime.
 func (b *byUnit) Restart(ctx context.Context) error {
-	restarting, cancel := context.WithTimeout(ctx, b.Wait)
+	old := b.now(ctx)
+	asking, cancel := context.WithTimeoutCause(ctx, b.Wait, fmt.Errorf("not done within %v", b.Wait))
 	defer cancel()
-	if err := (*systemd)(nil).job(restarting, "restart of", b.unit, restartUnit); err != nil {
+	err := new(systemd).job(asking, "restart of", b.unit, restartFresh)
+	if err != nil && asking.Err() == nil {
 		return err
 	}
-	return b.wait(ctx, b.Wait)
+	// k3s is started long after its runtime answers.
+	if werr := b.wait(ctx, b.Wait, old); werr != nil {
+		return errors.Join(err, werr)
+	}
+	return nil
 }
 
 // bySignal ends the process.
-type bySignal struct{ *runtimeProcess }
+type bySignal struct {
+	*runtimeProcess
+	// alone is true once nothing has started the runtime but us.
+	alone bool
+}
 
 // How says what is done.
 func (b *bySignal) How() string {
@@ -246,56 +186,142 @@ func (b *bySignal) How() string {
 // Restart ends the process, waits for its supervisor, and is that where there is
 // none. Where the process is gone already it is only started.
 func (b *bySignal) Restart(ctx context.Context) error {
-	const patience = 30 * time.Second
-	ended, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	err := b.process.signal(unix.SIGTERM)
-	if err == nil {
-		err = b.process.wait(ended)
+	old := b.now(ctx)
+	words := b.stderr.mark()
+	if err := end(ctx, old); err != nil {
+		return fmt.Errorf("ending the container runtime, process %d: %w", old.PID, err)
 	}
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("ending the container runtime, process %d: %w", b.process.PID, err)
-	}
-	err = b.wait(ctx, b.SupervisorWait)
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	if pid, lerr := listener(ctx, b.Socket); lerr == nil {
-		// Its supervisor is there, and only needs longer.
-		if werr := b.wait(ctx, b.Wait); werr != nil {
-			return fmt.Errorf("process %d: %w", pid, werr)
+	if !b.alone {
+		came, err := b.supervised(ctx, old)
+		if err == nil || ctx.Err() != nil {
+			return err
 		}
-		return nil
+		if came {
+			return fmt.Errorf("%w%s", err, words.last())
+		}
+		b.alone = true
 	}
-	return b.start(ctx)
+	return b.start(ctx, old)
+}
+
+// end ends the process alone, whose children are the containers.
+func end(ctx context.Context, p process) error {
+	const patience = 30 * time.Second
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := p.signal(s); errors.Is(err, unix.ESRCH) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		waiting, cancel := context.WithTimeout(ctx, patience)
+		err := p.wait(waiting)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return fmt.Errorf("it does not end within %v of SIGKILL", patience)
+}
+
+// supervised waits for somebody to start the runtime again. came says whether anybody
+// has tried.
+func (b *bySignal) supervised(ctx context.Context, old process) (came bool, err error) {
+	waiting, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	w := &watch{runtime: *b.runtimeProcess, old: old, seen: map[process]bool{}}
+	done := make(chan struct{})
+	go func() { // ends with waiting
+		defer close(done)
+		if w.until(waiting) {
+			stop(fmt.Errorf("whatever supervises it has started it %d times, and it ended each time", tries))
+		}
+	}()
+	err = b.wait(waiting, b.SupervisorWait, old)
+	if err != nil && waiting.Err() == nil && w.came() {
+		err = b.wait(waiting, b.Wait, old) // it only needs longer
+	}
+	stop(nil)
+	<-done
+	return w.came(), err
+}
+
+// tries is how often a supervisor may fail to start the runtime: more would be of no
+// use, and take the time that the node is well without a runtime.
+const tries = 3
+
+// watch looks for the processes that a supervisor starts.
+type watch struct {
+	runtime runtimeProcess // as it was
+	old     process
+	mu      sync.Mutex
+	seen    map[process]bool
+}
+
+// until watches until ctx ends, or tries processes were started and have ended.
+func (w *watch) until(ctx context.Context) bool {
+	const poll = 10 * time.Millisecond
+	for sleep(ctx, poll) == nil {
+		ended := 0
+		w.mu.Lock()
+		for _, p := range w.runtime.twins() {
+			if p != w.old {
+				w.seen[p] = true
+			}
+		}
+		for p := range w.seen {
+			if !p.alive() {
+				ended++
+			}
+		}
+		w.mu.Unlock()
+		if ended >= tries {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *watch) came() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen) > 0
 }
 
 // start starts the runtime as it was started before, in the groups that it was in.
-func (b *bySignal) start(ctx context.Context) (err error) {
-	log, err := os.CreateTemp("", "apparate-runtime-*.log")
-	if err != nil {
-		return err
+func (b *bySignal) start(ctx context.Context, old process) (err error) {
+	if !b.host {
+		return fmt.Errorf("nothing has started the container runtime again within %v, and it has mounts of its own, so we cannot: start it (%s), and say how it is restarted with a command",
+			b.SupervisorWait, strings.Join(b.argv, " "))
 	}
-	defer func() { err = errors.Join(err, log.Close(), os.Remove(log.Name())) }()
 	cmd := exec.Command(b.exe)
 	cmd.Args, cmd.Env, cmd.Dir = b.argv, b.env, b.dir
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := b.group.make(); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := spawn(cmd, b.group); err != nil {
+	words, err := b.spawn(cmd)
+	if err != nil {
 		return fmt.Errorf("starting the container runtime (%s): %w", b.exe, err)
 	}
-	starting, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	child := b.process
+	starting, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	done := make(chan struct{})
 	go func() { // ends with the process, or with us
-		err := cmd.Wait()
-		cancel(fmt.Errorf("it ended at its start: %w", errors.Join(err)))
+		defer close(done)
+		how := "exit status 0"
+		if err := cmd.Wait(); err != nil {
+			how = err.Error()
+		}
+		stop(fmt.Errorf("it ended at its start: %s", how))
 	}()
-	if err := b.wait(starting, b.Wait); err != nil {
-		_ = cmd.Process.Kill() // has ended, or is of no use
-		text, _ := os.ReadFile(log.Name())
-		return fmt.Errorf("%w: %s", err, lastLine(text))
+	err = b.wait(starting, b.Wait, old)
+	switch {
+	case err == nil && b.process == child:
+		return nil
+	case err != nil && ctx.Err() != nil:
+		return err // it goes on; another Restart would end it
+	}
+	_ = cmd.Process.Kill() // it has ended, is of no use, or somebody else was faster
+	<-done
+	if err != nil {
+		return fmt.Errorf("%w%s", err, words.last())
 	}
 	return nil
 }

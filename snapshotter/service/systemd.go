@@ -22,7 +22,7 @@ const booted = "/run/systemd/system"
 
 // Detect returns the manager of the services of this host.
 func Detect(ctx context.Context) (Manager, error) {
-	if fi, err := os.Stat(booted); err == nil && fi.IsDir() {
+	if isBooted() {
 		s, err := newSystemd(ctx)
 		if err != nil {
 			return nil, err
@@ -150,6 +150,11 @@ var (
 	startUnit   request = (*dbus.Conn).StartUnitContext
 	stopUnit    request = (*dbus.Conn).StopUnitContext
 	restartUnit request = (*dbus.Conn).RestartUnitContext
+	// restartFresh is not refused because of the failures before.
+	restartFresh request = func(c *dbus.Conn, ctx context.Context, name, mode string, ch chan<- string) (int, error) {
+		_ = c.ResetFailedUnitContext(ctx, name) // one without failures is an error
+		return c.RestartUnitContext(ctx, name, mode, ch)
+	}
 )
 
 // job makes a job and waits until it is done.
@@ -192,7 +197,7 @@ func (s *systemd) why(ctx context.Context, c *dbus.Conn, unit string, since time
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=20",
+	out, err := exec.CommandContext(ctx, hostProgram("journalctl"), "--no-pager", "--quiet", "--output=cat", "--lines=20",
 		"--since=@"+strconv.FormatInt(since.Unix(), 10), "_SYSTEMD_UNIT="+unit).Output()
 	if line := lastLine(out); err == nil && line != "" {
 		text += ": " + line
