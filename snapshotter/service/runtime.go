@@ -202,10 +202,12 @@ func (r *runtimeProcess) wait(ctx context.Context, limit time.Duration, old proc
 		if err == nil || waiting.Err() == nil { // else it says that the time is over, and not why
 			err = now
 		}
-		if cause := sleep(waiting, poll); ctx.Err() != nil {
-			return fmt.Errorf("the container runtime at %s: %w", r.Socket, cause)
-		} else if cause != nil {
-			return fmt.Errorf("the container runtime at %s: %w: %w", r.Socket, cause, err)
+		_ = sleep(waiting, poll)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("the container runtime at %s: %w", r.Socket, context.Cause(ctx))
+		case waiting.Err() != nil:
+			return fmt.Errorf("the container runtime at %s: %w: %w", r.Socket, context.Cause(waiting), err)
 		}
 	}
 }
