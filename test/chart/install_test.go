@@ -72,14 +72,14 @@ func (r *installed) removeCRDs() {
 	}
 }
 
-func (r *installed) install(values string, args ...string) {
+func (r *installed) install(values string, args ...string) (notes string) {
 	r.t.Helper()
-	must(r.t, values, append([]string{"install", release, r.chart, "--namespace", r.namespace, "--create-namespace"}, args...)...)
+	return must(r.t, values, append([]string{"install", release, r.chart, "--namespace", r.namespace, "--create-namespace"}, args...)...)
 }
 
-func (r *installed) upgrade(values string, args ...string) {
+func (r *installed) upgrade(values string, args ...string) (notes string) {
 	r.t.Helper()
-	must(r.t, values, append([]string{"upgrade", release, r.chart, "--namespace", r.namespace}, args...)...)
+	return must(r.t, values, append([]string{"upgrade", release, r.chart, "--namespace", r.namespace}, args...)...)
 }
 
 func (r *installed) apply(text string) {
@@ -105,7 +105,7 @@ func (r *installed) get(name string, o client.Object) error {
 // left are the objects that bear the release's name, but for CRDs.
 func (r *installed) left() (names []string) {
 	r.t.Helper()
-	const kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,poddisruptionbudgets,networkpolicies"
+	const kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,poddisruptionbudgets,networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings"
 	out := r.kubectl("", "get", kinds, "--all-namespaces", "--selector", "app.kubernetes.io/instance="+release, "--output", "name")
 	return strings.Fields(out)
 }
@@ -136,7 +136,8 @@ func TestServerTakesIt(t *testing.T) {
 // and what users made of them.
 func TestLife(t *testing.T) {
 	r := newRelease(t, "life")
-	r.install("")
+	contains(t, r.install(""), "kubectl label node NODE cloud.tencent.com/apparate=true\n", "imagePullSecretsCrs is empty",
+		"http://apparate-notifications.life/v1/notifications/NAMESPACE/REGISTRY", "kubectl -n life rollout status daemonset/apparate-node")
 	r.live(false)
 	for _, values := range []string{onePullSecret, `imagePullSecretsCrs: []`, ``, onePullSecret, `imagePullSecretsCrs: null`} {
 		// An operator that lost the list would not remove what it made from it.
@@ -289,8 +290,9 @@ func TestCRDsAreUpgraded(t *testing.T) {
 func TestForeignCRDs(t *testing.T) {
 	r := newRelease(t, "foreign")
 	r.kubectl("", "apply", "-f", filepath.Join(root, "config", "crd"))
-	r.install("")
-	r.upgrade("")
+	for _, notes := range []string{r.install(""), r.upgrade("")} {
+		contains(t, notes, "Not of this release, and not updated by it: accelerationrules."+v1alpha1.Group+", imageconversions."+v1alpha1.Group+", registries.")
+	}
 	must(t, "", "uninstall", release, "--namespace", r.namespace, "--no-hooks")
 	if out := r.kubectl("", "get", "crd", "--output", "name"); strings.Count(out, "apparate") != 3 {
 		t.Errorf("uninstalling took definitions that were not its own: %s", out)

@@ -2,17 +2,23 @@ package chart
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 const onePullSecret = `imagePullSecretsCrs: {dockerUsername: a, dockerPassword: b, dockerServer: r.example.com}`
@@ -156,6 +162,73 @@ func TestRights(t *testing.T) {
 	}
 	if r.may("node", "list", "secrets", "", true) || r.may("node", "patch", "serviceaccounts", "default", true) {
 		t.Error("with podCredentials the node may do more than it needs")
+	}
+}
+
+// TestOwnNodeOnly proves that the token of a pod of the DaemonSet, which is good for
+// patching Nodes, is so for the node alone that the pod runs on.
+func TestOwnNodeOnly(t *testing.T) {
+	r := newRelease(t, "own-node")
+	r.install("")
+	for _, name := range []string{"mine", "others"} {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		if err := r.client.Create(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := r.client.Delete(context.WithoutCancel(t.Context()), n); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	c, err := kubernetes.NewForConfig(cluster.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "node-pod"},
+		Spec:       corev1.PodSpec{ServiceAccountName: "apparate-node", NodeName: "mine", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	if pod, err = c.CoreV1().Pods(r.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	token, err := c.CoreV1().ServiceAccounts(r.namespace).CreateToken(t.Context(), "apparate-node", &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(cluster.Config)
+	config.BearerToken = token.Status.Token
+	if c, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	const annotation = `{"metadata":{"annotations":{"apparate.cloud.tencent.com/node":"{}"}}}`
+	const condition = `{"status":{"conditions":[{"type":"ApparateReady","status":"True"}]}}`
+	patch := func(node, text string, part ...string) error {
+		_, err := c.CoreV1().Nodes().Patch(t.Context(), node, types.StrategicMergePatchType, []byte(text), metav1.PatchOptions{}, part...)
+		return err
+	}
+	// A policy works some time after it is made.
+	refused := func(err error) bool {
+		return err != nil && strings.Contains(err.Error(), "changes the Node that it runs on, and no other")
+	}
+	for deadline := time.Now().Add(30 * time.Second); !refused(patch("others", annotation)); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the pod changes the Node of another one")
+		}
+	}
+	if err := patch("others", condition, "status"); !refused(err) {
+		t.Errorf("the pod changes the status of another Node: %v", err)
+	}
+	for part, text := range map[string]string{"": annotation, "status": condition} {
+		var parts []string
+		if part != "" {
+			parts = []string{part}
+		}
+		if err := patch("mine", text, parts...); err != nil {
+			t.Errorf("the pod may not change its own Node %s: %v", part, err)
+		}
 	}
 }
 

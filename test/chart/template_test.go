@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -98,6 +99,7 @@ node:
   credentialProviderConfig: /etc/kubernetes/credentials.yaml
   credentialProviderBinDir: /usr/libexec/credentials
   startupTaint: true
+  ownNodeOnly: false
   logLevel: debug
   extraArgs: ["--host-dir=/opt/apparate"]
   maxUnavailable: 10%
@@ -109,6 +111,9 @@ node:
 `,
 		check: func(t *testing.T, all objects) {
 			d := has[*appsv1.DaemonSet](t, all, "apparate-node")
+			if find[*admissionv1.ValidatingAdmissionPolicy](all, "apparate-node") != nil {
+				t.Error("nodes are restricted to themselves all the same")
+			}
 			pod := d.Spec.Template.Spec
 			contains(t, flags(pod.Containers[0]),
 				"--cache-size=20GiB\n", "--min-free=5GiB\n", "--background-fetch-delay=-1s\n", "--containerd-config=/etc/k3s/config.toml\n",
@@ -401,6 +406,20 @@ func TestPackage(t *testing.T) {
 	if packed := must(t, "", "template", release, path, "--namespace", namespace); packed != template(t, "") {
 		t.Error("the package renders something else than the directory")
 	}
+}
+
+// TestPartOfAnother renders the chart as a part of another one, which hands its
+// global values on.
+func TestPartOfAnother(t *testing.T) {
+	parent := t.TempDir()
+	if err := os.CopyFS(filepath.Join(parent, "charts", "apparate"), os.DirFS(chart)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(parent, "Chart.yaml"), []byte("apiVersion: v2\nname: parent\nversion: 0.1.0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all := decode(t, must(t, `{global: {a: b}, apparate: {node: {cacheSize: 5GiB}}}`, "template", release, parent, "--namespace", namespace))
+	contains(t, flags(has[*appsv1.DaemonSet](t, all, "apparate-node").Spec.Template.Spec.Containers[0]), "--cache-size=5GiB\n")
 }
 
 // TestFlags proves that the programs know every flag that the chart can give them.
