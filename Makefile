@@ -39,11 +39,11 @@ tools: ## build containerd, a registry, Kubernetes and helm for the tests into t
 .PHONY: unit
 unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 	@[ -n "$(RACE)" ] || echo "no C compiler: the tests run WITHOUT the race detector"
-	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix)$$')
+	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix)$$|/hack/image')
 
 .PHONY: e2e
 e2e: build ## the built programs with real containerd 1.4 to 2.4, runc, registry, API server and kubelet (root)
-	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix
+	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix ./hack/image/...
 
 .PHONY: cluster-up
 cluster-up: ## a real three-node Kubernetes on this machine, in network namespaces; stays until cluster-down (root)
@@ -65,6 +65,10 @@ interop: ## stargz-snapshotter's own reader mounts our images
 chart: ## out/apparate-VERSION.tgz, the chart as helm installs it
 	@mkdir -p out
 	@helm="$$($(GO_RUN) ./test/tools/ensure helm)" && "$$helm" package charts/apparate --destination out
+
+.PHONY: image
+image: ## out/image, the container image as an OCI layout; PUSH=registry/name:tag pushes it, ARCH=amd64,arm64 makes both
+	@$(GO_RUN) ./hack/image --revision "$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || true)" $(if $(ARCH),--arch $(ARCH)) $(if $(PUSH),--push $(PUSH))
 
 .PHONY: bench
 bench: build ## benchmarks of conversion, indexing, the read path and the control plane
