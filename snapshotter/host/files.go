@@ -51,8 +51,8 @@ func writeFile(path string, data []byte, mode fs.FileMode) (changed bool, err er
 
 // replace writes a new file and gives it the name.
 func replace(path string, data []byte, mode fs.FileMode) (err error) {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // the link stays
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // the link stays
 	}
 	var owner *unix.Stat_t
 	var st unix.Stat_t
@@ -133,7 +133,7 @@ func digest(path string) (_ string, err error) {
 func sum(parts ...[]byte) string {
 	h := sha256.New()
 	for _, p := range parts {
-		fmt.Fprintf(h, "%d %t\n", len(p), p == nil)
+		h.Write(fmt.Appendf(nil, "%d %t\n", len(p), p == nil))
 		h.Write(p)
 	}
 	return hex.EncodeToString(h.Sum(nil))

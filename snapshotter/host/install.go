@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,7 +76,15 @@ func (m *Machine) preflight(ctx context.Context, p Preflight) error {
 		if c.Name == "kernel" {
 			m.note(func(n *Status) { n.Kernel = strings.TrimPrefix(c.Found, "Linux ") })
 		}
-		m.Logger.Info("preflight", "check", c.Name, "state", c.State, "found", c.Found, "advice", c.Advice)
+		level := slog.LevelDebug
+		if m.checked == nil || m.checked[c.Name] != c.State {
+			level = slog.LevelInfo // once, not with every try
+		}
+		m.Logger.Log(ctx, level, "preflight", "check", c.Name, "state", c.State, "found", c.Found, "advice", c.Advice)
+	}
+	m.checked = map[string]State{}
+	for _, c := range checks {
+		m.checked[c.Name] = c.State
 	}
 	bad := Failures(checks)
 	if len(bad) == 0 {

@@ -77,6 +77,7 @@ var ErrNotReady = errors.New("the node is not Ready")
 type Machine struct {
 	Options
 	manager service.Manager
+	checked map[string]State // of the last preflight
 
 	mu     sync.Mutex
 	status Status

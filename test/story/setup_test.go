@@ -116,10 +116,13 @@ func (w *world) eventually(what string, limit time.Duration, f func(ctx context.
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
 	defer cancel()
+	var err error
 	for {
-		err := f(ctx)
-		if err == nil {
+		// The last one, that the end of ctx cut off, says nothing.
+		if now := f(ctx); now == nil {
 			return
+		} else if ctx.Err() == nil || err == nil {
+			err = now
 		}
 		select {
 		case <-ctx.Done():

@@ -175,9 +175,15 @@ func (w *world) lazyNode(node string) {
 func (w *world) wrongCredentials() {
 	args := append([]string{"upgrade", "apparate", filepath.Join(w.root, "charts", "apparate"), "-n", namespace}, flags()...)
 	w.helmRun(append(args, "--set", "imagePullSecretsCrs.dockerUsername=robot", "--set", "imagePullSecretsCrs.dockerPassword=outdated-secret",
-		"--set", "imagePullSecretsCrs.dockerServer=docker.io", "--set", "operator.pullSecrets=never")...)
-	w.kubectl("", "-n", namespace, "rollout", "status", "daemonset/apparate-node", "--timeout=120s")
-	w.lazyNode("node-4")
+		"--set", "imagePullSecretsCrs.dockerServer="+cluster.RegistryAddress, "--set", "operator.pullSecrets=never")...)
+	// kubelet brings the new Secret into the pod in its own time.
+	w.eventually("the credentials to be handed over", 3*time.Minute, func(context.Context) error {
+		b, err := os.ReadFile(w.node("node-4").Path("/var/lib/apparate/credentials/chart.json"))
+		if err == nil && !strings.Contains(string(b), "robot") {
+			err = errors.New("they are old")
+		}
+		return err
+	})
 	if err := w.ServeRegistry(w.t.Context(), "--user=robot:right-secret"); err != nil {
 		w.t.Fatal(err)
 	}
@@ -244,6 +250,7 @@ func (w *world) fullDisk() {
 		w.t.Fatal(err)
 	}
 	w.lazyNode("node-3")
+	w.emptyNode("node-3") // of what was pulled the ordinary way
 	w.kubectl(web("roomy", "nginx:latest-apparate", "", on("node-3")), "apply", "-f", "-")
 	w.podsReady("app=roomy", time.Now())
 	w.fill("node-3", 200<<20)
