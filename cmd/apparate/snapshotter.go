@@ -187,23 +187,23 @@ func (c *snapshotterConfig) serveMetrics(reg *prometheus.Registry, status http.H
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	stop = func() {}
+	stopMetrics := func() {}
 	if c.metricsAddress != "" {
 		l, err := net.Listen("tcp", c.metricsAddress)
 		if err != nil {
 			return nil, fmt.Errorf("--metrics-address: %w", err)
 		}
-		stop = serveHTTP(l, mux, log)
+		stopMetrics = serveHTTP(l, mux, log)
 	}
 	local := http.NewServeMux()
 	local.Handle("/", mux)
 	local.Handle("/status", status)
 	stopStatus, err := serveStatus(c.statusAddress, local, log)
 	if err != nil {
-		stop()
+		stopMetrics()
 		return nil, err
 	}
-	return func() { stop(); stopStatus() }, nil
+	return func() { stopMetrics(); stopStatus() }, nil
 }
 
 // imagesCollector turns the data path's statistics into metrics when asked.
