@@ -81,9 +81,9 @@ func serveStatus(path string, mux http.Handler, log *slog.Logger) (stop func(), 
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return nil, errors.Join(fmt.Errorf("--status-address: %w", err), l.Close(), os.Remove(made))
 	}
-	stop = serveHTTP(l, mux, log)
+	stopServing := serveHTTP(l, mux, log)
 	return func() {
-		stop()
+		stopServing()
 		if err := os.Remove(path); err != nil {
 			log.Warn("remove the status socket", "error", err)
 		}
