@@ -27,10 +27,18 @@ func (s *Snapshotter) resolve(ctx context.Context, labels map[string]string) (so
 	if src.BlobSize == 0 {
 		src = p.complete(ctx, src)
 	}
-	if _, err := s.cfg.Images.Add(ctx, src); err != nil {
-		return src, err
+	const poll = 100 * time.Millisecond
+	for {
+		_, err := s.cfg.Images.Add(ctx, src)
+		if err == nil || Reason(err) != notAuthorized || s.pulls.age(src.Manifest) >= s.cfg.CredentialsWait {
+			return src, err
+		}
+		select {
+		case <-ctx.Done():
+			return src, err
+		case <-time.After(poll):
+		}
 	}
-	return src, nil
 }
 
 // fallback notes that a layer is pulled the ordinary way, and why.
@@ -50,6 +58,8 @@ type pulls struct {
 	s  *Snapshotter
 	mu sync.Mutex
 	m  map[digest.Digest]*pull
+	// first is when a manifest was first asked for, also when that failed.
+	first map[digest.Digest]time.Time
 }
 
 // pull is one image on its way: its manifest, fetched once, tells of all
@@ -62,7 +72,9 @@ type pull struct {
 	err    error
 }
 
-func newPulls(s *Snapshotter) *pulls { return &pulls{s: s, m: map[digest.Digest]*pull{}} }
+func newPulls(s *Snapshotter) *pulls {
+	return &pulls{s: s, m: map[digest.Digest]*pull{}, first: map[digest.Digest]time.Time{}}
+}
 
 // get returns the pull of src's manifest. The first call for a manifest
 // starts reading it, all its layers' tables of contents, and the mount.
@@ -73,6 +85,14 @@ func (ps *pulls) get(src source.Layer) *pull {
 		if time.Since(p.began) > pullMemory {
 			delete(ps.m, d)
 		}
+	}
+	for d, t := range ps.first {
+		if time.Since(t) > pullMemory {
+			delete(ps.first, d)
+		}
+	}
+	if _, ok := ps.first[src.Manifest]; !ok {
+		ps.first[src.Manifest] = time.Now()
 	}
 	if p := ps.m[src.Manifest]; p != nil {
 		return p
@@ -90,6 +110,13 @@ func (ps *pulls) get(src source.Layer) *pull {
 		ps.run(p, src)
 	}()
 	return p
+}
+
+// age is how long ago a manifest was first asked for.
+func (ps *pulls) age(d digest.Digest) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return time.Since(ps.first[d])
 }
 
 // run reads the manifest, and mounts the image while containerd still asks for

@@ -42,6 +42,9 @@ func (m *Metrics) fallback(reason string) {
 	m.fallbacks.WithLabelValues(reason).Inc()
 }
 
+// notAuthorized is the Reason of a registry that wants other credentials.
+const notAuthorized = "not_authorized"
+
 // Reason names why a layer cannot be lazy, in a few fixed words fit for a
 // metric's label.
 func Reason(err error) string {
@@ -56,7 +59,7 @@ func Reason(err error) string {
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
 	case errors.As(err, &fe) && (fe.Status == 401 || fe.Status == 403):
-		return "not_authorized"
+		return notAuthorized
 	case errors.As(err, &fe):
 		return "registry"
 	}

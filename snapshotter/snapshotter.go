@@ -68,8 +68,11 @@ type Config struct {
 	// PrepareTimeout bounds what one Prepare may wait for a registry before the
 	// layer is pulled the ordinary way. Default 30 seconds.
 	PrepareTimeout time.Duration
-	Metrics        *Metrics
-	Logger         *slog.Logger
+	// CredentialsWait is how long after its first layer was asked for the credentials
+	// of an image may come, where the registry wants some; 0: they are there before.
+	CredentialsWait time.Duration
+	Metrics         *Metrics
+	Logger          *slog.Logger
 }
 
 // Snapshotter implements containerd's snapshots.Snapshotter and

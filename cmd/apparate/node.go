@@ -14,6 +14,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/agent"
 	"github.com/apparate/apparate/snapshotter/host"
 	"github.com/apparate/apparate/snapshotter/kubeapi"
+	"github.com/apparate/apparate/snapshotter/podsecrets"
 )
 
 // machineFlags say how a machine becomes a node.
@@ -24,7 +25,7 @@ type machineFlags struct {
 	delay                          time.Duration
 	hostsDirs                      []string
 	providers, providerBin         string
-	level, daemonLevel             logLevel
+	level                          logLevel
 }
 
 func (m *machineFlags) register(cmd *cobra.Command) {
@@ -53,7 +54,7 @@ func (m *machineFlags) options(log *slog.Logger) (host.Options, error) {
 		return host.Options{}, usageError{fmt.Errorf("--fail-check: %w", err)}
 	}
 	daemon := map[string][]string{
-		"cache-size": {m.cacheSize.String()}, "background-fetch-delay": {m.delay.String()}, "log-level": {m.level.Level.String()},
+		"cache-size": {m.cacheSize.String()}, "background-fetch-delay": {m.delay.String()}, "log-level": {m.level.String()},
 	}
 	if len(m.hostsDirs) > 0 {
 		daemon["hosts-dir"] = m.hostsDirs
@@ -125,6 +126,11 @@ func (c *agentFlags) run(ctx context.Context) error {
 	if c.credentials != "" {
 		o.Credentials = filepath.Join(podRoot, c.credentials)
 	}
+	if c.podCredentials {
+		o.PodCredentials = func(ctx context.Context, dir string) error {
+			return (&podsecrets.Keeper{API: api, Node: c.node, Dir: dir, Logger: log}).Run(ctx)
+		}
+	}
 	a, err := agent.New(o)
 	if err != nil {
 		return usageError{err}
@@ -132,6 +138,10 @@ func (c *agentFlags) run(ctx context.Context) error {
 	mo, err := c.options(log)
 	if err != nil {
 		return err
+	}
+	if c.podCredentials {
+		// A pod's image is pulled as soon as we hear of the pod.
+		mo.Daemon["credentials-wait"] = []string{"3s"}
 	}
 	mo.Healthy, mo.Kubelet = a.NodeReady, a.KubeletVersion(ctx)
 	m, err := host.New(ctx, mo)

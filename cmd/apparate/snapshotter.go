@@ -40,6 +40,7 @@ type snapshotterConfig struct {
 	cacheSize      size
 	delay          time.Duration
 	prepareTimeout time.Duration
+	credentialWait time.Duration
 	level          logLevel
 	config         string
 }
@@ -75,6 +76,7 @@ purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 	f.Var(&c.cacheSize, "cache-size", "how much of the disk fetched layers may take")
 	f.DurationVar(&c.delay, "background-fetch-delay", 30*time.Second, "how long after its mount the rest of an image is fetched; negative: never")
 	f.DurationVar(&c.prepareTimeout, "prepare-timeout", 30*time.Second, "how long a layer may wait for its registry before it is pulled the ordinary way")
+	f.DurationVar(&c.credentialWait, "credentials-wait", 0, "how long after the beginning of a pull its credentials may come into --credentials-dir")
 	f.Var(&c.level, "log-level", "debug, info, warn or error")
 	return cmd
 }
@@ -120,7 +122,7 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := snapshotter.Config{
-		Root: filepath.Join(c.root, "overlay"), PrepareTimeout: c.prepareTimeout,
+		Root: filepath.Join(c.root, "overlay"), PrepareTimeout: c.prepareTimeout, CredentialsWait: c.credentialWait,
 		Metrics: snapshotter.NewMetrics(reg), Logger: log,
 	}
 	status := &statusSource{errors: source.NewLastErrors(20), about: daemonStatus{

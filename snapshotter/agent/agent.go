@@ -94,9 +94,7 @@ func (a *Agent) Run(ctx context.Context, m *host.Machine) error {
 		})
 	}
 	start("keeping the snapshotter running", m.Keep)
-	if a.Credentials != "" {
-		start("handing over credentials", a.handOver)
-	}
+	start("handing over credentials", a.handOver)
 	if a.PodCredentials != nil {
 		start("credentials of pods", func(ctx context.Context) error { return a.PodCredentials(ctx, m.CredentialsDir()) })
 	}

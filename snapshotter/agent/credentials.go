@@ -20,7 +20,7 @@ const podsFile = "pods.json"
 func (a *Agent) handOver(ctx context.Context) error {
 	const poll = 5 * time.Second
 	for last := ""; ; {
-		err := syncFiles(a.Credentials, a.machine.CredentialsDir())
+		err := syncFiles(a.Credentials, a.machine.CredentialsDir(), a.PodCredentials != nil)
 		if now := fmt.Sprint(err); err != nil && now != last {
 			a.Logger.Error("credentials are not handed over to the snapshotter", "error", err)
 			last = now
@@ -33,8 +33,9 @@ func (a *Agent) handOver(ctx context.Context) error {
 	}
 }
 
-// syncFiles makes the files *.json of to those of from, but for podsFile.
-func syncFiles(from, to string) error {
+// syncFiles makes the files *.json of to those of from, which need not exist. podsFile
+// is kept where pods is true.
+func syncFiles(from, to string, pods bool) error {
 	all, err := os.ReadDir(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // the Secret is optional
@@ -45,7 +46,7 @@ func syncFiles(from, to string) error {
 	if err := os.MkdirAll(to, 0o700); err != nil {
 		return err
 	}
-	keep := map[string]bool{podsFile: true}
+	keep := map[string]bool{podsFile: pods}
 	for _, e := range all {
 		if !strings.HasSuffix(e.Name(), ".json") || e.Name() == podsFile {
 			continue

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/apparate/apparate/snapshotter/agent"
 	"github.com/apparate/apparate/snapshotter/host"
 	"github.com/apparate/apparate/test/cluster"
 	"github.com/apparate/apparate/test/images"
@@ -42,12 +43,13 @@ spec:
 // flags are the values with which the chart is installed. Files that nobody reads stay
 // cold, for the tests that read them.
 func flags() []string {
-	return []string{"--set", "operator.replicas=1", "--set", "node.backgroundFetchDelay=-1s", "--set", "operator.resources=null"}
+	return []string{"--set", "operator.replicas=1", "--set", "node.backgroundFetchDelay=-1s", "--set", "node.startupTaint=true", "--set", "operator.resources=null"}
 }
 
 // TestStory follows the seed document on one cluster, step by step, and then what comes
 // after it: upgrade, power cut, uninstallation.
 func TestStory(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, cluster.Options{})
 	before := w.traces()
 	w.part("rules and accelerated images", (*world).rules)
@@ -238,8 +240,16 @@ func (w *world) plainStart() {
 
 // join labels the third node.
 func (w *world) join() {
+	// As a new node of a cluster that keeps pods away from it until it is ready.
+	w.kubectl("", "taint", "node", "node-3", agent.Taint+"=:NoSchedule")
 	w.label("node-3")
 	w.nodesReady("node-1", "node-2", "node-3")
+	w.eventually("the startup taint to be lifted", time.Minute, func(context.Context) error {
+		if out := w.kubectl("", "get", "node", "node-3", "-o", "jsonpath={.spec.taints}"); out != "" {
+			return errors.New(out)
+		}
+		return nil
+	})
 	begin := time.Now()
 	w.kubectl(web("third", "nginx:latest-apparate", "", on("node-3")), "apply", "-f", "-")
 	w.podsReady("app=third", begin)
@@ -295,11 +305,13 @@ func (w *world) take(image string) (back func()) {
 func (w *world) emptyNode(node string) {
 	w.t.Helper()
 	n := w.node(node)
-	w.eventually("no container of nginx on "+node, time.Minute, func(context.Context) error {
-		if r := w.lazyRoots(n); r > 0 {
-			return fmt.Errorf("%d", r)
+	// kubelet removes dead containers in its own time.
+	w.eventually("no container of nginx on "+node, 2*time.Minute, func(ctx context.Context) error {
+		out, err := n.Exec(ctx, "ctr", "-n", "k8s.io", "containers", "ls")
+		if err == nil && strings.Contains(out, "nginx") {
+			err = errors.New(out)
 		}
-		return nil
+		return err
 	})
 	out, err := n.Exec(w.t.Context(), "ctr", "-n", "k8s.io", "images", "ls", "-q")
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 // images start on it, and one line in an event, in the node's annotation and in
 // `apparate status` says what to do.
 func TestTrouble(t *testing.T) {
+	t.Parallel()
 	const disk = 3 << 30
 	w := newWorld(t, cluster.Options{Nodes: 4, Node: func(i int) cluster.NodeOptions {
 		switch i {
@@ -34,6 +35,7 @@ func TestTrouble(t *testing.T) {
 	w.part("four nodes", (*world).fourTroubles)
 	w.part("the configuration is repaired", (*world).repair)
 	w.part("wrong credentials", (*world).wrongCredentials)
+	w.part("pull secrets of pods", (*world).podSecrets)
 	w.part("the disk of a node that works fills up", (*world).fullDisk)
 }
 
@@ -219,6 +221,26 @@ func (w *world) wrongCredentials() {
 		}
 	}
 	w.noSecretsOnDisk(w.node("node-4"))
+}
+
+// podSecrets lets nodes use the pull secrets of their pods: the image is lazy again.
+func (w *world) podSecrets() {
+	args := append([]string{"upgrade", "apparate", filepath.Join(w.root, "charts", "apparate"), "-n", namespace}, flags()...)
+	w.helmRun(append(args, "--set", "node.podCredentials=true", "--set", "imagePullSecretsCrs=null")...)
+	w.kubectl("", "-n", namespace, "rollout", "status", "daemonset/apparate-node", "--timeout=180s")
+	w.lazyNode("node-4")
+	w.kubectl("", "delete", "deployment", "secret", "--wait=true")
+	w.emptyNode("node-4")
+	w.kubectl("", "create", "secret", "docker-registry", "here", "--docker-server="+cluster.RegistryAddress, "--docker-username=robot", "--docker-password=right-secret")
+	w.kubectl(web("pod-secret", cluster.RegistryAddress+"/library/nginx:latest-apparate", "imagePullSecrets: [{name: here}]", on("node-4")), "apply", "-f", "-")
+	w.podsReady("app=pod-secret", time.Now())
+	if n := w.lazyRoots(w.node("node-4")); n != 1 {
+		w.t.Errorf("%d lazy roots, want that of the pod with the right secret", n)
+	}
+	if fi, err := os.Stat(w.node("node-4").Path("/var/lib/apparate/credentials/pods.json")); err != nil || fi.Mode().Perm() != 0o600 {
+		w.t.Errorf("the file of pods' credentials: %v, %v", fi, err)
+	}
+	w.kubectl("", "delete", "deployment", "pod-secret", "--wait=true")
 }
 
 // noSecretsOnDisk looks for passwords in files of ours that others than root may read.
