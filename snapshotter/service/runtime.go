@@ -188,6 +188,7 @@ func (r *runtimeProcess) wait(ctx context.Context, limit time.Duration, old proc
 	const poll, try = 50 * time.Millisecond, 5 * time.Second
 	waiting, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
 	defer cancel()
+	end, _ := waiting.Deadline() // it has one
 	var err error
 	for {
 		asking, stop := context.WithTimeout(waiting, try)
@@ -199,7 +200,7 @@ func (r *runtimeProcess) wait(ctx context.Context, limit time.Duration, old proc
 		if now == nil {
 			return nil
 		}
-		if err == nil || waiting.Err() == nil { // else it says that the time is over, and not why
+		if err == nil || time.Now().Before(end) { // else it says that the time is over, and not why
 			err = now
 		}
 		_ = sleep(waiting, poll)

@@ -86,7 +86,7 @@ func (s *supervised) Install(ctx context.Context, d Daemon) (changed bool, err e
 	if err := d.check(); err != nil {
 		return false, err
 	}
-	return changed, s.locked(ctx, func() error {
+	err = s.locked(ctx, func() error {
 		var old Daemon
 		ok, err := readJSON(s.file(d.Name, "service"), &old)
 		if err == nil && ok && definition(old) == definition(d) {
@@ -95,6 +95,7 @@ func (s *supervised) Install(ctx context.Context, d Daemon) (changed bool, err e
 		changed = true // also what cannot be read
 		return writeJSON(s.file(d.Name, "service"), d)
 	})
+	return changed, err
 }
 
 // definition is a digest of all that a daemon is.

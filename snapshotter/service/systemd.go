@@ -113,7 +113,7 @@ func (s *systemd) Install(ctx context.Context, d Daemon) (changed bool, err erro
 			return false, fmt.Errorf("writing the unit of %s: %w", d.Name, err)
 		}
 	}
-	return changed, s.do(ctx, func(c *dbus.Conn) error {
+	err = s.do(ctx, func(c *dbus.Conn) error {
 		// Not only when it was changed just now: we may have been killed in between.
 		need, err := c.GetUnitPropertyContext(ctx, unitName(d.Name), "NeedDaemonReload")
 		if changed || err != nil || need.Value.Value() == true {
@@ -131,6 +131,7 @@ func (s *systemd) Install(ctx context.Context, d Daemon) (changed bool, err erro
 		changed = true
 		return c.ReloadContext(ctx)
 	})
+	return changed, err
 }
 
 // killProgram is where kill is on this host.
@@ -197,8 +198,16 @@ func (s *systemd) why(ctx context.Context, c *dbus.Conn, unit string, since time
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, hostProgram("journalctl"), "--no-pager", "--quiet", "--output=cat", "--lines=20",
-		"--since=@"+strconv.FormatInt(since.Unix(), 10), "_SYSTEMD_UNIT="+unit).Output()
+	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=20", "--since=@" + strconv.FormatInt(since.Unix(), 10), "_SYSTEMD_UNIT=" + unit}
+	// Not what it said before it was restarted.
+	if p, err := c.GetUnitPropertyContext(ctx, unit, "InvocationID"); err == nil {
+		if id, ok := p.Value.Value().([]byte); ok && len(id) > 0 {
+			args = append(args, fmt.Sprintf("_SYSTEMD_INVOCATION_ID=%x", id))
+		}
+	}
+	// The journal is behind what was written to it.
+	_ = exec.CommandContext(ctx, hostProgram("journalctl"), "--sync").Run()
+	out, err := exec.CommandContext(ctx, hostProgram("journalctl"), args...).Output()
 	if line := lastLine(out); err == nil && line != "" {
 		text += ": " + line
 	}
