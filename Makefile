@@ -39,11 +39,11 @@ tools: ## build containerd, a registry, Kubernetes and helm for the tests into t
 .PHONY: unit
 unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 	@[ -n "$(RACE)" ] || echo "no C compiler: the tests run WITHOUT the race detector"
-	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix)$$|/hack/image')
+	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix|systemd|story)$$|/hack/image')
 
 .PHONY: e2e
 e2e: build ## the built programs with real containerd 1.4 to 2.4, runc, registry, API server and kubelet (root)
-	$(GO) test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix ./hack/image/...
+	$(GO) test -count=1 -p 1 -timeout 25m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix ./test/systemd ./test/story ./hack/image/...
 
 .PHONY: cluster-up
 cluster-up: ## a real three-node Kubernetes on this machine, in network namespaces; stays until cluster-down (root)

@@ -89,6 +89,13 @@ func (s *Store) tell(gone []string) {
 // and then chunks of layers in use, until over (called under the lock) is not
 // positive. It returns the keys of the layers it removed. evicting is held.
 func (s *Store) evict(over func() int64) (keys []string) {
+	keys = s.evictUnused(over)
+	s.evictChunks(over)
+	return keys
+}
+
+// evictUnused removes layers that nobody has open, the oldest first.
+func (s *Store) evictUnused(over func() int64) (keys []string) {
 	for {
 		s.mu.Lock()
 		if over() <= 0 {
@@ -98,7 +105,7 @@ func (s *Store) evict(over func() int64) (keys []string) {
 		e := s.oldestUnusedLocked()
 		if e == nil {
 			s.mu.Unlock()
-			break
+			return keys
 		}
 		gone, err := s.detachLocked(e)
 		s.mu.Unlock()
@@ -107,12 +114,10 @@ func (s *Store) evict(over func() int64) (keys []string) {
 		}
 		if err != nil {
 			s.complain(err)
-			break
+			return keys
 		}
 		keys = append(keys, e.key)
 	}
-	s.evictChunks(over)
-	return keys
 }
 
 func (s *Store) oldestUnusedLocked() *entry {

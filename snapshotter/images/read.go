@@ -104,5 +104,17 @@ func (m *Manager) Stats() Stats {
 	return s
 }
 
-// CachedBytes is what a layer takes on disk.
-func (m *Manager) CachedBytes(key Key) int64 { return m.cfg.Cache.BlobUsage(string(key)) }
+// CachedBytes is what a layer takes on disk: all of it, where the rest is fetched in the
+// background. CRI asks but once, some seconds after the pull.
+func (m *Manager) CachedBytes(key Key) int64 {
+	n := m.cfg.Cache.BlobUsage(string(key))
+	if m.cfg.Prefetch == nil {
+		return n
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.layers[key]; e != nil {
+		n = max(n, e.rec.DataSize)
+	}
+	return n
+}

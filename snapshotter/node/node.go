@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/apparate/apparate/snapshotter/blobfs"
@@ -43,7 +44,7 @@ type Node struct {
 	server *blobfs.Server
 	store  *cache.Store
 	stop   context.CancelFunc
-	done   chan struct{}
+	work   sync.WaitGroup
 }
 
 // Connect mounts the FUSE file system below root and returns its connection,
@@ -66,7 +67,7 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	n := &Node{Sources: source.New(c.Source), root: c.Root, done: make(chan struct{})}
+	n := &Node{Sources: source.New(c.Source), root: c.Root}
 	var err error
 	n.store, err = cache.Open(images.LayersDir(c.Root), cache.Options{Budget: c.CacheBytes, Logger: c.Logger})
 	if err != nil {
@@ -86,13 +87,9 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 			Full: func(string) bool { return n.store.Full() },
 		})
 		cfg.Prefetch = r
-		go func() {
-			defer close(n.done)
-			r.Run(ctx)
-		}()
-	} else {
-		close(n.done)
+		n.work.Go(func() { r.Run(ctx) })
 	}
+	n.work.Go(func() { n.relieve(ctx, c.Logger) })
 	if n.Images, err = images.New(cfg); err != nil {
 		return nil, errors.Join(err, n.closeLayers())
 	}
@@ -114,10 +111,26 @@ func (c Config) abort() {
 	}
 }
 
+// relieve sees to it that layers of images that are gone do not fill the disk: kubelet
+// begins to remove images at 15 % free, and to evict pods.
+func (n *Node) relieve(ctx context.Context, log *slog.Logger) {
+	const poll, part = 20 * time.Second, 4 // a quarter stays free
+	for {
+		if gone := n.store.Relieve(func(total uint64) uint64 { return total / part }); gone > 0 {
+			log.Info("the disk is filling up: layers that no image needs are removed", "layers", gone)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(poll):
+		}
+	}
+}
+
 // closeLayers ends background work and closes the cache.
 func (n *Node) closeLayers() error {
 	n.stop()
-	<-n.done
+	n.work.Wait()
 	var err error
 	if n.Images != nil {
 		err = n.Images.Close()

@@ -36,7 +36,7 @@ func TestKubelet(t *testing.T) {
 	}
 	w.command(w.bin("apparate"), "convert", cluster.RegistryAddress+"/library/cold:1")
 	w.label("node-1")
-	w.helmRun(append([]string{"install", "apparate", filepath.Join(w.root, "charts", "apparate"), "-n", namespace, "--create-namespace"}, append(flags(), "--set", "operator.replicas=0")...)...)
+	w.helmRun(append([]string{"install", "apparate", filepath.Join(w.root, "charts", "apparate"), "-n", namespace, "--create-namespace"}, append(flags(), "--set", "operator.replicas=0", "--set", "node.backgroundFetchDelay=5s")...)...)
 	w.nodesReady("node-1")
 	w.part("figures and limits", (*world).figures)
 	w.part("image garbage collection", (*world).collection)

@@ -313,13 +313,20 @@ func (w *world) emptyNode(node string) {
 		}
 		return err
 	})
-	out, err := n.Exec(w.t.Context(), "ctr", "-n", "k8s.io", "images", "ls", "-q")
+	out, err := n.Exec(w.t.Context(), "ctr", "-n", "k8s.io", "images", "ls")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for _, image := range strings.Fields(out) {
-		if strings.Contains(image, "nginx") {
-			if out, err := n.Exec(w.t.Context(), "ctr", "-n", "k8s.io", "images", "rm", "--sync", image); err != nil {
+	// Each image has several names, of which CRI's is a digest.
+	digests := map[string]bool{}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[0], "nginx") {
+			digests[f[2]] = true
+		}
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 2 && digests[f[2]] {
+			if out, err := n.Exec(w.t.Context(), "ctr", "-n", "k8s.io", "images", "rm", "--sync", f[0]); err != nil {
 				w.t.Fatal(err, out)
 			}
 		}

@@ -235,7 +235,7 @@ func (w *world) podSecrets() {
 	w.kubectl(web("pod-secret", cluster.RegistryAddress+"/library/nginx:latest-apparate", "imagePullSecrets: [{name: here}]", on("node-4")), "apply", "-f", "-")
 	w.podsReady("app=pod-secret", time.Now())
 	if n := w.lazyRoots(w.node("node-4")); n != 1 {
-		w.t.Errorf("%d lazy roots, want that of the pod with the right secret", n)
+		w.t.Errorf("%d lazy roots, want that of the pod with the right secret\n%s", n, w.explain())
 	}
 	if fi, err := os.Stat(w.node("node-4").Path("/var/lib/apparate/credentials/pods.json")); err != nil || fi.Mode().Perm() != 0o600 {
 		w.t.Errorf("the file of pods' credentials: %v, %v", fi, err)
