@@ -45,6 +45,10 @@ unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 e2e: build ## the built programs with real containerd 1.4 to 2.4, runc, registry, API server and kubelet (root)
 	$(GO) test -count=1 -p 1 -timeout 25m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix ./test/systemd ./test/story ./hack/image/...
 
+.PHONY: scenario
+scenario: build ## one test of a whole: make scenario RUN=TestStory (or TestTrouble, TestRollBack, TestKubelet, TestMatrix, ...) (root)
+	$(GO) test -count=1 -p 1 -v -timeout 25m -run '^$(or $(RUN),TestStory)$$' ./test/e2e ./test/control ./test/cluster ./test/matrix ./test/systemd ./test/story
+
 .PHONY: cluster-up
 cluster-up: ## a real three-node Kubernetes on this machine, in network namespaces; stays until cluster-down (root)
 	@mkdir -p bin

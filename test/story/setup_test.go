@@ -26,13 +26,13 @@ const namespace = "apparate"
 // world is a cluster and what is installed in it.
 type world struct {
 	*cluster.Cluster
-	t    *testing.T
+	t    testing.TB
 	root string // of the repository
 	helm string
 }
 
 // newWorld starts a cluster whose registry has the image of the installation.
-func newWorld(t *testing.T, o cluster.Options) *world {
+func newWorld(t testing.TB, o cluster.Options) *world {
 	t.Helper()
 	ctx := t.Context()
 	root, err := tools.Root(ctx)
@@ -57,7 +57,7 @@ func newWorld(t *testing.T, o cluster.Options) *world {
 func (w *world) bin(name string) string { return filepath.Join(w.root, "bin", name) }
 
 // in returns the world for a part of the test.
-func (w *world) in(t *testing.T) *world {
+func (w *world) in(t testing.TB) *world {
 	c := *w
 	c.t = t
 	return &c
@@ -67,7 +67,8 @@ func (w *world) in(t *testing.T) *world {
 func (w *world) part(name string, f func(w *world)) {
 	w.t.Helper()
 	begin := time.Now()
-	if !w.t.Run(name, func(t *testing.T) { f(w.in(t)) }) {
+	t, ok := w.t.(*testing.T)
+	if !ok || !t.Run(name, func(t *testing.T) { f(w.in(t)) }) {
 		w.t.FailNow()
 	}
 	w.t.Logf("%s: %.1f s", name, time.Since(begin).Seconds())

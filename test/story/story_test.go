@@ -268,7 +268,7 @@ func (w *world) deletions() {
 	}
 	w.kubectl("", "delete", "deployment", "--all", "--wait=true")
 	for _, c := range tags {
-		w.emptyNode("node-2")
+		w.emptyNode("node-2", "nginx")
 		img := w.take(c.gone)
 		w.kubectl(web(c.app, c.start, "", on("node-2")), "apply", "-f", "-")
 		w.podsReady("app="+c.app, time.Now())
@@ -301,14 +301,14 @@ func (w *world) take(image string) (back func()) {
 	}
 }
 
-// emptyNode makes a node forget all images but that of the installation.
-func (w *world) emptyNode(node string) {
+// emptyNode makes a node forget the images with a word in their names.
+func (w *world) emptyNode(node, word string) {
 	w.t.Helper()
 	n := w.node(node)
 	// kubelet removes dead containers in its own time.
-	w.eventually("no container of nginx on "+node, 2*time.Minute, func(ctx context.Context) error {
+	w.eventually("no container of "+word+" on "+node, 2*time.Minute, func(ctx context.Context) error {
 		out, err := n.Exec(ctx, "ctr", "-n", "k8s.io", "containers", "ls")
-		if err == nil && strings.Contains(out, "nginx") {
+		if err == nil && strings.Contains(out, word) {
 			err = errors.New(out)
 		}
 		return err
@@ -320,7 +320,7 @@ func (w *world) emptyNode(node string) {
 	// Each image has several names, of which CRI's is a digest.
 	digests := map[string]bool{}
 	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[0], "nginx") {
+		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[0], word) {
 			digests[f[2]] = true
 		}
 	}

@@ -190,7 +190,7 @@ func (w *world) wrongCredentials() {
 		w.t.Fatal(err)
 	}
 	w.kubectl("", "create", "secret", "docker-registry", "right", "--docker-server=docker.io", "--docker-username=robot", "--docker-password=right-secret")
-	w.emptyNode("node-4")
+	w.emptyNode("node-4", "nginx")
 	w.kubectl(web("secret", "nginx:latest-apparate", "imagePullSecrets: [{name: right}]", on("node-4")), "apply", "-f", "-")
 	w.podsReady("app=secret", time.Now())
 	var s host.Status
@@ -230,7 +230,7 @@ func (w *world) podSecrets() {
 	w.kubectl("", "-n", namespace, "rollout", "status", "daemonset/apparate-node", "--timeout=180s")
 	w.lazyNode("node-4")
 	w.kubectl("", "delete", "deployment", "secret", "--wait=true")
-	w.emptyNode("node-4")
+	w.emptyNode("node-4", "nginx")
 	w.kubectl("", "create", "secret", "docker-registry", "here", "--docker-server="+cluster.RegistryAddress, "--docker-username=robot", "--docker-password=right-secret")
 	w.kubectl(web("pod-secret", cluster.RegistryAddress+"/library/nginx:latest-apparate", "imagePullSecrets: [{name: here}]", on("node-4")), "apply", "-f", "-")
 	w.podsReady("app=pod-secret", time.Now())
@@ -272,7 +272,7 @@ func (w *world) fullDisk() {
 		w.t.Fatal(err)
 	}
 	w.lazyNode("node-3")
-	w.emptyNode("node-3") // of what was pulled the ordinary way
+	w.emptyNode("node-3", "nginx") // of what was pulled the ordinary way
 	w.kubectl(web("roomy", "nginx:latest-apparate", "", on("node-3")), "apply", "-f", "-")
 	w.podsReady("app=roomy", time.Now())
 	w.fill("node-3", 200<<20)
