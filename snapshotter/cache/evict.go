@@ -123,7 +123,7 @@ func (s *Store) evictUnused(over func() int64) (keys []string) {
 func (s *Store) oldestUnusedLocked() *entry {
 	var oldest *entry
 	for _, e := range s.layers {
-		if e.refs == 0 && (oldest == nil || e.lastUsed.Before(oldest.lastUsed)) {
+		if e.refs == 0 && !e.held && (oldest == nil || e.lastUsed.Before(oldest.lastUsed)) {
 			oldest = e
 		}
 	}

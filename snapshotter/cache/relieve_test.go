@@ -32,3 +32,35 @@ func TestRelieve(t *testing.T) {
 	}
 	check(t, used.Close())
 }
+
+// TestInUse: layers that an earlier process's images need stay, also where the budget
+// has become smaller, until they have been opened or nobody did.
+func TestInUse(t *testing.T) {
+	dir := t.TempDir()
+	idx, data := cachetest.Index(7, same(3, 64<<10)...)
+	s, err := cache.Open(dir, cache.Options{})
+	check(t, err)
+	for _, key := range []string{"a", "b", "c"} {
+		b := blob(t, s, key, idx)
+		fill(t, b, data)
+		check(t, b.Close())
+	}
+	check(t, s.Close())
+	s = open(t, dir, cache.Options{Budget: 1, InUse: []string{"a", "b", "gone"}})
+	all := func(uint64) uint64 { return 1 << 62 }
+	if n := s.Relieve(all); n != 0 {
+		t.Errorf("%d layers went", n)
+	}
+	if keys, err := s.Keys(); err != nil || !slices.Equal(keys, []string{"a", "b"}) {
+		t.Errorf("left are %v, %v", keys, err)
+	}
+	a := blob(t, s, "a", idx)
+	s.Settled()
+	if n := s.Relieve(all); n != 1 {
+		t.Errorf("%d layers went that nobody had opened, want 1", n)
+	}
+	if n := intact(t, a, data); n != 3 {
+		t.Errorf("of the layer in use %d chunks are left", n)
+	}
+	check(t, a.Close())
+}

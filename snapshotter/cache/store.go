@@ -46,6 +46,10 @@ const (
 type Options struct {
 	// Budget is how many bytes of disk all layers may take; 0 means no limit.
 	Budget int64
+	// InUse are the keys of layers that somebody reads, though nobody has them open
+	// yet: those of images that were mounted by an earlier process. They are not evicted
+	// as a whole until Settled is called.
+	InUse []string
 	// OnEvict is called after a layer that nobody used was removed to make room,
 	// with no lock held, on the goroutine that wanted room (in Open, too): it must
 	// be quick.
@@ -80,6 +84,7 @@ type Store struct {
 type entry struct {
 	key      string
 	refs     int
+	held     bool  // by Options.InUse
 	blob     *Blob // nil when refs is 0
 	data     int64 // bytes of disk behind data
 	small    int64 // bytes of disk behind everything else
@@ -104,9 +109,23 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := s.scan(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
+	for _, key := range o.InUse {
+		if e := s.layers[key]; e != nil {
+			e.held = true
+		}
+	}
 	// The budget may be smaller than it was.
 	s.makeRoom(0)
 	return s, nil
+}
+
+// Settled says that whatever uses layers has them open now; see Options.InUse.
+func (s *Store) Settled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.layers {
+		e.held = false
+	}
 }
 
 // lockDir takes the lock that the kernel drops when the process ends.
@@ -341,7 +360,7 @@ func (s *Store) Room() int64 {
 	defer s.mu.Unlock()
 	room := s.o.Budget - s.reserved
 	for _, e := range s.layers {
-		if e.refs > 0 {
+		if e.refs > 0 || e.held {
 			room -= e.data + e.small
 		}
 	}

@@ -225,6 +225,28 @@ func (m *Manager) prefetch(keys []Key) {
 	}
 }
 
+// InUse are the keys of the layers of all images below root, in whatever state an
+// earlier daemon left those, for cache.Options.InUse.
+func InUse(root string) (keys []string, err error) {
+	files, err := filepath.Glob(filepath.Join(root, "images", "*", imageFile))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		var rec imageRecord
+		if json.Unmarshal(b, &rec) == nil { // else adopt removes it
+			for _, k := range rec.Layers {
+				keys = append(keys, string(k))
+			}
+		}
+	}
+	return keys, nil
+}
+
 // adopt takes over the images that an earlier daemon left mounted.
 func (m *Manager) adopt() error {
 	dir := filepath.Join(m.cfg.Root, "images")
@@ -253,8 +275,8 @@ func (m *Manager) adopt() error {
 }
 
 // Resume loads the layers of the images that were adopted mounted, so that the
-// cache does not evict them, and goes on fetching the rest of them. Reads need
-// not wait for it.
+// cache need not be told any more which those are (see [InUse]), and goes on fetching
+// the rest of them. Reads need not wait for it.
 func (m *Manager) Resume(ctx context.Context) {
 	m.mu.Lock()
 	var keys []Key
@@ -272,6 +294,9 @@ func (m *Manager) Resume(ctx context.Context) {
 		if err != nil {
 			m.log.Error("layer of a mounted image cannot be served", "layer", k, "error", err)
 		}
+	}
+	if ctx.Err() == nil {
+		m.cfg.Cache.Settled()
 	}
 	m.prefetch(keys)
 }

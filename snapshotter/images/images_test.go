@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -329,6 +330,9 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if used, err := InUse(w.root); err != nil || !slices.Equal(used, []string{string(key), string(none)}) {
+		t.Errorf("in use are %v, %v", used, err)
+	}
 	m, _ = w.start(t, 0)
 	before := w.requests()
 	if _, err := os.Stat(torn); !errors.Is(err, fs.ErrNotExist) {

@@ -68,8 +68,11 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 		c.Logger = slog.Default()
 	}
 	n := &Node{Sources: source.New(c.Source), root: c.Root}
-	var err error
-	n.store, err = cache.Open(images.LayersDir(c.Root), cache.Options{Budget: c.CacheBytes, Logger: c.Logger})
+	used, err := images.InUse(c.Root)
+	if err != nil {
+		return nil, err
+	}
+	n.store, err = cache.Open(images.LayersDir(c.Root), cache.Options{Budget: c.CacheBytes, InUse: used, Logger: c.Logger})
 	if err != nil {
 		return nil, err
 	}
