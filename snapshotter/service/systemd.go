@@ -198,16 +198,10 @@ func (s *systemd) why(ctx context.Context, c *dbus.Conn, unit string, since time
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=20", "--since=@" + strconv.FormatInt(since.Unix(), 10), "_SYSTEMD_UNIT=" + unit}
-	// Not what it said before it was restarted.
-	if p, err := c.GetUnitPropertyContext(ctx, unit, "InvocationID"); err == nil {
-		if id, ok := p.Value.Value().([]byte); ok && len(id) > 0 {
-			args = append(args, fmt.Sprintf("_SYSTEMD_INVOCATION_ID=%x", id))
-		}
-	}
 	// The journal is behind what was written to it.
 	_ = exec.CommandContext(ctx, hostProgram("journalctl"), "--sync").Run()
-	out, err := exec.CommandContext(ctx, hostProgram("journalctl"), args...).Output()
+	out, err := exec.CommandContext(ctx, hostProgram("journalctl"), "--no-pager", "--quiet", "--output=cat", "--lines=20",
+		fmt.Sprintf("--since=@%d.%06d", since.Unix(), since.Nanosecond()/1000), "_SYSTEMD_UNIT="+unit).Output()
 	if line := lastLine(out); err == nil && line != "" {
 		text += ": " + line
 	}

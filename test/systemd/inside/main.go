@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"runtime"
 	"time"
@@ -32,16 +33,10 @@ func run(args []string) error {
 	if len(args) == 0 {
 		return errors.New("usage: inside COMMAND [ARGUMENT ...]")
 	}
-	if args[0] == "init" {
-		return boot()
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if args[0] == "runtime" {
-		return restart(ctx, args[1:])
-	}
-	if args[0] == "clear" {
-		return mount.Clear(args[1], slog.Default())
+	if f := programs()[args[0]]; f != nil {
+		return f(ctx, args[1:])
 	}
 	m, err := service.Detect(ctx)
 	if err != nil {
@@ -73,14 +68,53 @@ func run(args []string) error {
 		return m.Reload(ctx, args[1])
 	case "remove":
 		return m.Remove(ctx, args[1])
-	case "sleep":
-		time.Sleep(time.Hour)
-		return nil
-	case "fail":
-		return errors.New("first line\nit cannot be done")
+	case "remover":
+		err := m.Remove(ctx, args[1])
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		return os.WriteFile(args[2], []byte(text), 0o600)
 	default:
 		return fmt.Errorf("inside: no command is called %q", args[0])
 	}
+}
+
+// programs are the commands that need no manager.
+func programs() map[string]func(ctx context.Context, args []string) error {
+	return map[string]func(context.Context, []string) error{
+		"init":    func(context.Context, []string) error { return boot() },
+		"runtime": restart,
+		"clear":   func(_ context.Context, args []string) error { return mount.Clear(args[0], slog.Default()) },
+		"show":    show,
+		"fail":    func(context.Context, []string) error { return errors.New("first line\nit cannot be done") },
+		"sleep": func(context.Context, []string) error {
+			time.Sleep(time.Hour)
+			return nil
+		},
+	}
+}
+
+// show is a daemon that writes how it was started to the file args[0].
+func show(_ context.Context, args []string) error {
+	b, err := json.Marshal(map[string][]string{"Args": os.Args, "Env": os.Environ()})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(args[0], b, 0o600); err != nil {
+		return err
+	}
+	if path := os.Getenv("NOTIFY_SOCKET"); path != "" {
+		c, err := net.Dial("unixgram", path)
+		if err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("READY=1")); err != nil {
+			return err
+		}
+	}
+	time.Sleep(time.Hour)
+	return nil
 }
 
 // restart restarts the runtime that listens on the socket args[0], unless args[1] is
