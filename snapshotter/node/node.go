@@ -117,7 +117,7 @@ func (c Config) abort() {
 // relieve sees to it that layers of images that are gone do not fill the disk: kubelet
 // begins to remove images at 15 % free, and to evict pods.
 func (n *Node) relieve(ctx context.Context, log *slog.Logger) {
-	const poll, part = 20 * time.Second, 4 // a quarter stays free
+	const poll, part = 20 * time.Second, 5 // a fifth stays free
 	for {
 		if gone := n.store.Relieve(func(total uint64) uint64 { return total / part }); gone > 0 {
 			log.Info("the disk is filling up: layers that no image needs are removed", "layers", gone)
