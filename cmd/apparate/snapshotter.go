@@ -101,8 +101,8 @@ func (c *snapshotterConfig) run(ctx context.Context) error {
 	})
 	switch {
 	case errors.As(err, new(*exec.ExitError)):
-		// The daemon has said why on the same standard error.
-		log.Error("the daemon did not start", "error", err)
+		// The daemon has said why on the same standard error. That is the last line, which
+		// service managers show.
 		return reported{err}
 	case errors.Is(err, mount.ErrRoot):
 		return fmt.Errorf("%w: choose another directory with --root", err)

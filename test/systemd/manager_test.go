@@ -211,6 +211,19 @@ func (n *node) traces(t *testing.T) string {
 		"grep -l apparate /proc/[0-9]*/comm; grep apparate /proc/self/mounts; find /sys/fs/cgroup -name '*apparate*'; true")
 }
 
+// nothingLeft fails where there are other traces than before.
+func (n *node) nothingLeft(t *testing.T, before string) {
+	t.Helper()
+	var now string
+	for range 100 { // systemd sees that a mount is gone a moment later
+		if now = n.traces(t); now == before {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("left is:\n%s\nbefore there was:\n%s", now, before)
+}
+
 // removed takes it away.
 func removed(t *testing.T, n *node, before string) {
 	t.Helper()
@@ -231,16 +244,7 @@ func removed(t *testing.T, n *node, before string) {
 	if left := n.mounts(t); len(left) > 0 {
 		t.Errorf("mounts are left: %v", left)
 	}
-	var now string
-	for range 100 { // systemd sees that a mount is gone a moment later
-		if now = n.traces(t); now == before {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	if now != before {
-		t.Errorf("left is:\n%s\nbefore there was:\n%s", now, before)
-	}
+	n.nothingLeft(t, before)
 	if st := n.status(t, "apparate"); st.Installed || st.Running || st.LastExit != "" {
 		t.Errorf("removed: %+v", st)
 	}

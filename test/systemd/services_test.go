@@ -22,9 +22,7 @@ func TestServices(t *testing.T) {
 			detached(t, n)
 			overTheBus(t, n)
 			readOnly(t, n)
-			if now := n.traces(t); now != before {
-				t.Errorf("left is:\n%s\nbefore there was:\n%s", now, before)
-			}
+			n.nothingLeft(t, before)
 		})
 	}
 }
@@ -95,6 +93,15 @@ func failing(t *testing.T, n *node) {
 		t.Errorf("reload of what does not run: %s", why)
 	}
 	n.do(t, nil, "remove", d.Name) // which systemd tries to start all the time
+
+	d = daemon()
+	d.Argv = append(d.Argv, "--metrics-address", "192.0.2.1:9")
+	n.install(t, d)
+	if why := n.fails(t, "start", d.Name); !strings.Contains(why, "exit status 1: apparate: --metrics-address: listen tcp 192.0.2.1:9: ") {
+		t.Errorf("start of a snapshotter that cannot: %s", why)
+	}
+	n.do(t, nil, "remove", d.Name)
+	n.do(t, nil, "clear", root) // a restart could have gone on with it
 
 	d = odd("silent", "sleep")
 	d.StartTimeout = time.Second

@@ -44,7 +44,7 @@ func run(args []string) error {
 	}
 	switch args[0] {
 	case "manager":
-		return print(map[string]any{"name": m.Name(), "keeps": m.KeepsDescriptors()})
+		return say(map[string]any{"name": m.Name(), "keeps": m.KeepsDescriptors()})
 	case "install", "detach":
 		var d service.Daemon
 		if err := json.Unmarshal([]byte(args[1]), &d); err != nil {
@@ -54,10 +54,10 @@ func run(args []string) error {
 			return m.RunDetached(ctx, d)
 		}
 		changed, err := m.Install(ctx, d)
-		return errors.Join(err, print(changed))
+		return errors.Join(err, say(changed))
 	case "status":
 		st, err := m.Status(ctx, args[1])
-		return errors.Join(err, print(st))
+		return errors.Join(err, say(st))
 	case "start":
 		return m.Start(ctx, args[1])
 	case "stop":
@@ -127,7 +127,7 @@ func restart(ctx context.Context, args []string) error {
 	if len(args) < 2 || args[1] != "how" {
 		err = r.Restart(ctx)
 	}
-	return errors.Join(err, print(r.How()))
+	return errors.Join(err, say(r.How()))
 }
 
-func print(v any) error { return json.NewEncoder(os.Stdout).Encode(v) }
+func say(v any) error { return json.NewEncoder(os.Stdout).Encode(v) }
