@@ -100,7 +100,7 @@ func New(ctx context.Context, progress io.Writer, o Options) (m *Machine, err er
 	if m.tree, err = ensureTree(ctx, progress, o.Release); err != nil {
 		return nil, err
 	}
-	if m.tools, err = tools.Ensure(ctx, progress, tools.Containerd, tools.Shim, tools.Ctr); err != nil {
+	if m.tools, err = tools.Ensure(ctx, progress, tools.ContainerdCRI); err != nil {
 		return nil, err
 	}
 	cache, err := tools.CacheDir()
@@ -199,7 +199,7 @@ func (m *Machine) Boot(ctx context.Context) error {
 	config, err := json.Marshal(Config{
 		Root: m.root(), Unified: m.o.Unified,
 		Binds: map[string]string{
-			"/usr": filepath.Join(m.tree, "usr"), "/usr/local/bin": filepath.Dir(m.tools[tools.Containerd]), "/opt/inside": m.inside(),
+			"/usr": filepath.Join(m.tree, "usr"), "/usr/local/bin": filepath.Dir(m.tools[tools.ContainerdCRI]), "/opt/inside": m.inside(),
 		},
 	})
 	if err != nil {

@@ -203,12 +203,18 @@ func rebooted(t *testing.T, n *node, ref string, sums []string) {
 	n.sh(t, "ctr images rm --sync "+ref)
 }
 
-// traces are the files of units, the processes and the mounts of a service.
+// traces are the files of units, the processes, the mounts and the groups of a service.
 func (n *node) traces(t *testing.T) string {
 	t.Helper()
-	return n.sh(t, "find /etc/systemd /run/systemd/system /run/systemd/transient /run/systemd/generator* -name '*apparate*' 2>/dev/null; "+
-		"systemctl list-units --all --no-legend '*apparate*'; systemctl list-unit-files --no-legend '*apparate*'; "+
-		"grep -l apparate /proc/[0-9]*/comm; grep apparate /proc/self/mounts; find /sys/fs/cgroup -name '*apparate*'; true")
+	// What is not found is no error, and neither is what goes meanwhile; but a program
+	// that is missing is.
+	return n.sh(t, `for p in cat find grep systemctl; do command -v $p >/dev/null || exit 9; done
+find /etc/systemd /run/systemd /sys/fs/cgroup -name '*apparate*'
+systemctl list-units --all --no-legend '*apparate*'
+systemctl list-unit-files --no-legend '*apparate*'
+cat /proc/[0-9]*/comm 2>/dev/null | grep apparate
+grep apparate /proc/self/mounts
+true`)
 }
 
 // nothingLeft fails where there are other traces than before.

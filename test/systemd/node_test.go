@@ -47,7 +47,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.tracing.processor
     enable_remote_snapshot_annotations = "true"
 `
 
-func start(t *testing.T, o Options) *node {
+// start boots a node that has the snapshotter's program, and in containerd's
+// configuration its socket.
+func start(t *testing.T, o Options) *node { return startWith(t, o, containerdConfig) }
+
+func startWith(t *testing.T, o Options, config string) *node {
 	t.Helper()
 	n := &node{reg: registry.New(t)}
 	top, err := tools.Root(t.Context())
@@ -64,7 +68,7 @@ func start(t *testing.T, o Options) *node {
 		return errors.Join(
 			os.MkdirAll(hosts, 0o755), os.MkdirAll(filepath.Dir(m.Path(program)), 0o755), os.WriteFile(m.Path(program), b, 0o755),
 			os.WriteFile(filepath.Join(hosts, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", n.reg.URL()), 0o644),
-			os.WriteFile(m.Path("/etc/containerd/config.toml"), []byte(containerdConfig), 0o644),
+			os.WriteFile(m.Path("/etc/containerd/config.toml"), []byte(config), 0o644),
 		)
 	}
 	n.Machine = Start(t, o)

@@ -33,7 +33,7 @@ func ensureTree(ctx context.Context, progress io.Writer, release string) (string
 	}
 	dir := filepath.Join(cache, "tools", "systemd-"+release)
 	return dir, tools.Make(dir, func(tmp string) error {
-		names := []string{"systemd", "dbus", "runc", "base-files", "base-passwd", "bash", "coreutils", "dash", "libc-bin", "mount", "util-linux", "procps"}
+		names := []string{"systemd", "dbus", "runc", "base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "libc-bin", "mount", "util-linux", "procps"}
 		if release != Bullseye {
 			names = append(names, "usr-is-merged") // else a program that merges, and Perl
 		}
