@@ -57,7 +57,8 @@ func makeGroups(name string) (joins []string, err error) {
 	return joins, nil
 }
 
-// handDown gives the controllers of a root of version 2 to the groups below it.
+// handDown gives the controllers of a root of version 2 to the groups below it, unless
+// it is a container's, and has processes: machines do without.
 func handDown(root string) error {
 	b, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,7 +68,7 @@ func handDown(root string) error {
 		return err
 	}
 	for _, c := range strings.Fields(string(b)) {
-		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("handing down %s: %w", c, err)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 // TestServices is what services are besides the snapshotter.
 func TestServices(t *testing.T) {
-	for _, o := range []Options{{}, {Release: Trixie, Unified: true}, {Release: Bullseye}} {
+	for _, o := range []Options{{Release: Bookworm}, {Release: Trixie, Unified: true}, {Release: Bullseye}} {
 		t.Run(o.Release, func(t *testing.T) {
 			n := start(t, o)
 			before := n.traces(t)
