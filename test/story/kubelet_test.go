@@ -119,7 +119,7 @@ func (w *world) figures() {
 		}
 		return err
 	})
-	w.eventually("the pod that writes more than it may to be evicted", 2*time.Minute, func(ctx context.Context) error {
+	w.eventually("the pod that writes more than it may to be evicted", 4*time.Minute, func(ctx context.Context) error {
 		out, bad, err := w.Kubectl(ctx, "", "get", "pod", "exceeds", "-o", "jsonpath={.status.phase} {.status.reason} {.status.message}")
 		if err == nil && !strings.HasPrefix(out, "Failed Evicted") {
 			err = errors.New(out + bad)
@@ -127,7 +127,7 @@ func (w *world) figures() {
 		return err
 	})
 	var s summary
-	w.eventually("kubelet's figures to be right", 2*time.Minute, func(ctx context.Context) (err error) {
+	w.eventually("kubelet's figures to be right", 4*time.Minute, func(ctx context.Context) (err error) {
 		if s, err = w.summary(ctx); err != nil {
 			return err
 		}
@@ -173,7 +173,7 @@ func (w *world) collection() {
 	}
 	w.fill("node-1", 600<<20)
 	n := w.node("node-1")
-	w.eventually("the image to be gone, with what was fetched of it", 3*time.Minute, func(ctx context.Context) error {
+	w.eventually("the image to be gone, with what was fetched of it", 6*time.Minute, func(ctx context.Context) error {
 		out, err := n.Exec(ctx, "ctr", "-n", "k8s.io", "images", "ls", "-q")
 		if err == nil && strings.Contains(out, "library/cold:1-apparate") {
 			err = errors.New("it is there")
@@ -190,7 +190,7 @@ func (w *world) collection() {
 	if err := os.Remove(n.Path("/var/filler")); err != nil {
 		w.t.Fatal(err)
 	}
-	w.eventually("no pressure on the disk", 2*time.Minute, func(ctx context.Context) error {
+	w.eventually("no pressure on the disk", 4*time.Minute, func(ctx context.Context) error {
 		out, bad, err := w.Kubectl(ctx, "", "get", "node", "node-1", "-o", `jsonpath={.status.conditions[?(@.type=="DiskPressure")].status}`)
 		if err == nil && out != "False" {
 			err = errors.New(out + bad)

@@ -161,7 +161,7 @@ func (w *world) explain() string {
 // ready waits until pods with a label are ready, and returns the time since begin.
 func (w *world) podsReady(selector string, begin time.Time) time.Duration {
 	w.t.Helper()
-	w.eventually("pods "+selector+" to be ready", 2*time.Minute, func(ctx context.Context) error {
+	w.eventually("pods "+selector+" to be ready", 4*time.Minute, func(ctx context.Context) error {
 		out, bad, err := w.Kubectl(ctx, "", "get", "pods", "-l", selector, "-o", `jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}`)
 		if err != nil {
 			return errors.Join(err, errors.New(bad))
