@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/apparate/apparate/snapshotter/service"
 )
 
 // podsFile is written by Options.PodCredentials.
@@ -74,14 +76,10 @@ func syncFiles(from, to string, pods bool) error {
 	return nil
 }
 
-// replaceFile writes a file for root alone, at once or not at all.
+// replaceFile writes a file for root alone, unless it is the same already.
 func replaceFile(path string, text []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
 		return nil
 	}
-	next := path + ".new"
-	if err := os.WriteFile(next, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(next, path)
+	return service.WriteFile(path, text, 0o600)
 }

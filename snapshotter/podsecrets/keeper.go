@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/apparate/apparate/snapshotter/kubeapi"
+	"github.com/apparate/apparate/snapshotter/service"
 	"github.com/apparate/apparate/snapshotter/source"
 )
 
@@ -215,19 +216,5 @@ func (w *work) write(auths []source.Auth) error {
 	if err := os.MkdirAll(w.Dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Chmod(0o600) // of a file that was there
-	}
-	if err == nil {
-		err = f.Sync() // a power cut must not leave half of it
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+".new"))
-	}
-	return os.Rename(path+".new", path)
+	return service.WriteFile(path, text, 0o600)
 }

@@ -69,7 +69,7 @@ func newContainerd(t *testing.T) *containerd {
 func (c *containerd) configure(t *testing.T, text string) {
 	t.Helper()
 	// At once: with an empty file it would be another containerd, the machine's.
-	if err := writeFile(c.config, []byte(text), 0o600); err != nil {
+	if err := WriteFile(c.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeFile replaces a file, which is there whole at all times, also after a power cut.
-func writeFile(path string, text []byte, mode os.FileMode) error {
+// WriteFile replaces a file, which is there whole at all times, also after a power cut.
+// The new one has this mode, whatever the old one had.
+func WriteFile(path string, text []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return err
@@ -33,13 +34,13 @@ func writeFile(path string, text []byte, mode os.FileMode) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// writeJSON is writeFile for a value, readable by root alone.
+// writeJSON is WriteFile for a value, readable by root alone.
 func writeJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return writeFile(path, append(b, '\n'), 0o600)
+	return WriteFile(path, append(b, '\n'), 0o600)
 }
 
 // readJSON reads what writeJSON wrote; ok is false when there is no such file.

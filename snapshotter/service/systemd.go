@@ -109,7 +109,7 @@ func (s *systemd) Install(ctx context.Context, d Daemon) (changed bool, err erro
 		return false, err
 	}
 	if changed = string(old) != string(text); changed {
-		if err := writeFile(s.path(d.Name), text, 0o644); err != nil {
+		if err := WriteFile(s.path(d.Name), text, 0o644); err != nil {
 			return false, fmt.Errorf("writing the unit of %s: %w", d.Name, err)
 		}
 	}
