@@ -218,7 +218,7 @@ func TestRestartCommand(t *testing.T) {
 	}
 	t.Setenv("SECRET", "of the pod")
 	t.Cleanup(func() {
-		pid, err := listener(context.Background(), c.socket) // in the group of process 1
+		pid, err := SocketOwner(context.Background(), c.socket) // in the group of process 1
 		if err != nil {
 			t.Error(err)
 			return

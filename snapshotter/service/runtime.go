@@ -34,7 +34,7 @@ type runtimeProcess struct {
 
 // record notes how the process that listens on the socket was started.
 func (r *runtimeProcess) record(ctx context.Context) error {
-	pid, err := listener(ctx, r.Socket)
+	pid, err := SocketOwner(ctx, r.Socket)
 	if err != nil {
 		return fmt.Errorf("no container runtime at %s (start it, or name its socket): %w", r.Socket, err)
 	}
@@ -133,9 +133,9 @@ func (r *runtimeProcess) twins() (all []process) {
 	return all
 }
 
-// listener is the process that listens on a unix socket (SO_PEERCRED in unix(7)). By
-// name we might find another one.
-func listener(ctx context.Context, socket string) (pid int, err error) {
+// SocketOwner is the process that listens on a unix socket (SO_PEERCRED in unix(7)), by
+// its number in the pid namespace of the host. By name we might find another one.
+func SocketOwner(ctx context.Context, socket string) (pid int, err error) {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return 0, err
@@ -164,7 +164,7 @@ func listener(ctx context.Context, socket string) (pid int, err error) {
 
 // answers says whether another process than old listens and is in health.
 func (r *runtimeProcess) answers(ctx context.Context, old process) (err error) {
-	pid, err := listener(ctx, r.Socket)
+	pid, err := SocketOwner(ctx, r.Socket)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func spawn(cmd *exec.Cmd, g group) error {
 		defer func() { _ = unix.Close(fd) }() // only looked at
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
 	}
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := g.enter(); err != nil {
 			return err
 		}
@@ -124,10 +124,10 @@ func closeOnExec() error {
 	return nil
 }
 
-// onThread runs f on a thread that ends with it, so that whatever f does to the thread
-// is of no consequence. The first thread cannot end, and is the one that /proc/self
+// OnThread runs f on a thread that ends with it, so that whatever f does to the thread,
+// such as entering namespaces, is of no consequence. The first thread cannot end, and is the one that /proc/self
 // shows: it is kept busy until another one has been found.
-func onThread(f func() error) error {
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	var start func()
 	start = func() {
