@@ -302,6 +302,6 @@ func (m *Machine) current(ctx context.Context, key string) (loaded, error) {
 	if err != nil {
 		return loaded{}, err
 	}
-	started, _, err := startOf(pid)
+	started, _, err := service.StartOf(pid)
 	return loaded{PID: pid, Started: started, Digest: key}, err
 }

@@ -8,11 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/apparate/apparate/snapshotter/dropin"
 	"github.com/apparate/apparate/snapshotter/service"
@@ -43,7 +40,7 @@ func (m *Machine) look(ctx context.Context) (*runtime, error) {
 	if r.pid, err = service.SocketOwner(ctx, m.Socket); err != nil {
 		return nil, fmt.Errorf("finding containerd's process: %w", err)
 	}
-	if r.started, r.since, err = startOf(r.pid); err != nil {
+	if r.started, r.since, err = service.StartOf(r.pid); err != nil {
 		return nil, fmt.Errorf("containerd, process %d: %w", r.pid, err)
 	}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.pid))
@@ -127,26 +124,4 @@ func (r *runtime) dump(ctx context.Context, main string, missing bool) ([]byte, 
 func lastLine(s string) string {
 	s = strings.TrimSpace(s)
 	return strings.TrimSpace(s[strings.LastIndexByte(s, '\n')+1:])
-}
-
-// startOf tells when a process was started, in clock ticks since boot and by the clock.
-func startOf(pid int) (ticks uint64, at time.Time, err error) {
-	const perSecond, field = 100, 19 // USER_HZ is 100 everywhere; proc(5): starttime
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, at, err
-	}
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) <= field {
-		return 0, at, errors.New("its stat is too short")
-	}
-	if ticks, err = strconv.ParseUint(f[field], 10, 64); err != nil {
-		return 0, at, err
-	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0, at, err
-	}
-	age := time.Duration(now.Nano()) - time.Duration(ticks)*time.Second/perSecond
-	return ticks, time.Now().Add(-age), nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,22 @@ func findProcess(pid int) (process, error) {
 		return process{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
 	return process{PID: pid, Started: s.started}, nil
+}
+
+// StartOf tells when a process was started, in clock ticks since the machine was, and by
+// the clock.
+func StartOf(pid int) (ticks uint64, at time.Time, err error) {
+	const perSecond = 100 // USER_HZ is 100 everywhere
+	p, err := findProcess(pid)
+	if err != nil {
+		return 0, at, err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, at, err
+	}
+	age := time.Duration(now.Nano()) - time.Duration(p.Started)*time.Second/perSecond
+	return p.Started, time.Now().Add(-age), nil
 }
 
 type stat struct {
