@@ -124,13 +124,17 @@ func (m *Machine) withdraw(ctx context.Context, s *state) error {
 	if _, err := writeFile(m.dropInCopy(), nil, 0); err != nil {
 		return err
 	}
+	before, err := m.look(ctx)
+	if err != nil {
+		m.Logger.Warn("the configuration while containers end cannot be compared", "error", err)
+	}
 	if _, err := writeFile(dropInFile, s.Drain, 0o600); err != nil {
 		return err
 	}
-	if err := m.checkDrain(ctx, s); err != nil {
+	if err := m.checkDrain(ctx, s, before); err != nil {
 		m.Logger.Warn("the configuration while containers end is not what it should be", "error", err)
 	}
-	err := m.restart(ctx, true)
+	err = m.restart(ctx, true)
 	if err == nil {
 		err = m.dropUnusable(ctx, s.Original)
 	}
@@ -147,17 +151,17 @@ func (m *Machine) withdraw(ctx context.Context, s *state) error {
 	return errors.Join(err, m.save(*s), m.restart(ctx, false))
 }
 
-// checkDrain has containerd read the configuration with Plan.Drain.
-func (m *Machine) checkDrain(ctx context.Context, s *state) error {
-	r, err := m.look(ctx)
+// checkDrain has containerd read the configuration with Plan.Drain, and compares it with
+// that before; nil: with nothing.
+func (m *Machine) checkDrain(ctx context.Context, s *state, before *runtime) error {
+	if before == nil {
+		return nil
+	}
+	now, err := m.look(ctx)
 	if err != nil {
 		return err
 	}
-	facts := r.facts
-	if facts.Snapshotter != s.Original || facts.Proxies[Name] != Socket {
-		return fmt.Errorf("the default is %q instead of %q, and %s is at %q", facts.Snapshotter, s.Original, Name, facts.Proxies[Name])
-	}
-	return nil
+	return dropin.VerifyDrain(before.input.Dump, now.input.Dump, now.input, s.Original)
 }
 
 // restore puts containerd's file back.
