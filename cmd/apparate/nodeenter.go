@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -12,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/apparate/apparate/snapshotter/host"
 	"github.com/apparate/apparate/snapshotter/service"
 )
 
@@ -26,7 +26,7 @@ func enterHost(ctx context.Context, dir string) error {
 		return errors.New("process 1 is this one, not that of the host: give the pod hostPID: true")
 	}
 	program := filepath.Join(dir, "bin", "apparate-node")
-	if err := placeProgram(filepath.Join("/proc/1/root", program)); err != nil {
+	if _, err := host.CopyProgram("/proc/self/exe", filepath.Join("/proc/1/root", program)); err != nil {
 		return fmt.Errorf("copying the program to the host (does the pod have hostPID: true and privileged: true?): %w", err)
 	}
 	cmd := exec.Command(program, os.Args[1:]...)
@@ -57,30 +57,6 @@ func enterHost(ctx context.Context, dir string) error {
 		case <-hup:
 		}
 	}
-}
-
-// placeProgram copies this program, at once or not at all.
-func placeProgram(to string) (err error) {
-	in, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, in.Close()) }()
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	out, err := os.CreateTemp(filepath.Dir(to), ".apparate-*")
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Chmod(0o755), out.Close()); err == nil {
-		err = os.Rename(out.Name(), to)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(out.Name()))
-	}
-	return nil
 }
 
 // startOnHost starts a command in the mount namespace of process 1.

@@ -109,7 +109,7 @@ func (m *Machine) installDaemon(ctx context.Context, s *state, options []byte, r
 	if err := os.Link(m.Program(), old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if _, err := copyProgram(m.Binary, m.Program()); err != nil {
+	if _, err := CopyProgram(m.Binary, m.Program()); err != nil {
 		return err
 	}
 	if _, err := writeFile(file, options, 0o600); err != nil {

@@ -85,8 +85,9 @@ func replace(path string, data []byte, mode fs.FileMode) (err error) {
 	return err
 }
 
-// copyProgram installs the program src as dst. changed is false where it is there.
-func copyProgram(src, dst string) (changed bool, err error) {
+// CopyProgram installs the program src as dst, at once or not at all, and makes dst's
+// directory. changed is false where it is there.
+func CopyProgram(src, dst string) (changed bool, err error) {
 	want, err := digest(src)
 	if err != nil {
 		return false, err

@@ -65,21 +65,21 @@ func TestWriteFile(t *testing.T) {
 // TestCopyProgram: a program that runs is replaced, not written into.
 func TestCopyProgram(t *testing.T) {
 	dst := filepath.Join(t.TempDir(), "bin", "program")
-	if changed, err := copyProgram("/proc/self/exe", dst); err != nil || !changed {
+	if changed, err := CopyProgram("/proc/self/exe", dst); err != nil || !changed {
 		t.Fatal(changed, err)
 	}
 	before, err := os.Stat(dst)
 	if err != nil || before.Mode().Perm() != 0o755 {
 		t.Fatal(before, err)
 	}
-	if changed, err := copyProgram("/proc/self/exe", dst); err != nil || changed {
+	if changed, err := CopyProgram("/proc/self/exe", dst); err != nil || changed {
 		t.Error(changed, err)
 	}
 	other := filepath.Join(t.TempDir(), "other")
 	if err := os.WriteFile(other, []byte("#!/bin/sh\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := copyProgram(other, dst); err != nil || !changed {
+	if changed, err := CopyProgram(other, dst); err != nil || !changed {
 		t.Error(changed, err)
 	}
 	if after, err := os.Stat(dst); err != nil || os.SameFile(before, after) {
