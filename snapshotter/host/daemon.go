@@ -55,9 +55,10 @@ func (m *Machine) ensureDaemon(ctx context.Context, s *state, hosts []string) er
 	if err != nil {
 		return err
 	}
-	program, err := digest(m.Binary)
-	if err != nil {
-		return err
+	if m.binary == "" {
+		if m.binary, err = digest(m.Binary); err != nil {
+			return err
+		}
 	}
 	for _, dir := range []string{m.CredentialsDir(), filepath.Dir(m.Program())} {
 		mode := fs.FileMode(0o755)
@@ -68,7 +69,7 @@ func (m *Machine) ensureDaemon(ctx context.Context, s *state, hosts []string) er
 			return err
 		}
 	}
-	want := sum([]byte(program), options)
+	want := sum([]byte(m.binary), options)
 	before, err := m.manager.Status(ctx, Name)
 	if err != nil {
 		return err

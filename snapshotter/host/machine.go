@@ -78,6 +78,9 @@ type Machine struct {
 	Options
 	manager service.Manager
 	checked map[string]State // of the last preflight
+	// binary is the digest of Binary once it is known: every look asks for it, and the
+	// program of a process does not change.
+	binary string
 
 	mu     sync.Mutex
 	status Status
