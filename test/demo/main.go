@@ -35,7 +35,7 @@ type options struct {
 
 func main() {
 	var o options
-	names := flag.String("images", "nginx,python", "images to start, comma separated: nginx, python, golang")
+	names := flag.String("images", "nginx,numpy", "images to start, comma separated: nginx, numpy, golang or another one of test/images")
 	flag.Int64Var(&o.mbits, "rate", 200, "bandwidth of the link to the registry, Mbit/s")
 	flag.DurationVar(&o.rtt, "rtt", 5*time.Millisecond, "round trip of the link to the registry")
 	flag.StringVar(&o.out, "out", filepath.Join("out", "demo.json"), "file of the results")

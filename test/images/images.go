@@ -45,15 +45,52 @@ type Spec struct {
 	Path, Body string
 }
 
-// Names returns the images that Build knows, in the order of the demo's table.
-func Names() []string { return []string{"nginx", "python", "golang"} }
+// Operation is one of the things that an image is started for.
+type Operation struct {
+	// Name tells the operations of one image apart: "start" where it is the only one.
+	Name string
+	// Env is added to the container's environment ("NAME=value").
+	Env []string
+	// Spec is what the operation answers.
+	Spec Spec
+}
+
+// Operations returns what the named image can be started for, its default first.
+func Operations(name string) ([]Operation, error) {
+	r, ok := recipes()[name]
+	switch {
+	case !ok:
+		return nil, unknown(name)
+	case len(r.operations) > 0:
+		return r.operations, nil
+	}
+	return []Operation{{Name: "start", Spec: r.spec}}, nil
+}
+
+// Names returns the demo's images, in the order of its table.
+func Names() []string { return []string{"nginx", "numpy", "golang"} }
+
+// Smoke returns the images of the benchmark's smoke tier, a few minutes of work.
+func Smoke() []string { return []string{"python", "golang", "nginx", "redis"} }
+
+// Core returns the images of the benchmark's core tier, in the order of its tables.
+func Core() []string {
+	return []string{"hello-static", "deb-slim", "python", "golang", "nginx", "redis"}
+}
+
+// All returns every image that Build knows, sorted.
+func All() []string { return slices.Sorted(maps.Keys(recipes())) }
+
+func unknown(name string) error {
+	return fmt.Errorf("no image is called %q: there are %s", name, strings.Join(All(), ", "))
+}
 
 // Build returns the named image, assembling what is not in cacheDir. Progress
 // lines are written to progress.
 func Build(ctx context.Context, name, cacheDir string, progress io.Writer) (v1.Image, Spec, error) {
 	r, ok := recipes()[name]
 	if !ok {
-		return nil, Spec{}, fmt.Errorf("no image is called %q: there are %s", name, strings.Join(Names(), ", "))
+		return nil, Spec{}, unknown(name)
 	}
 	b := &builder{
 		dir:      filepath.Join(cacheDir, "images"),
@@ -121,4 +158,22 @@ func assemble(r recipe, layers []mutate.Addendum) (v1.Image, error) {
 		f.Config.ExposedPorts = map[string]struct{}{"8080/tcp": {}}
 	}
 	return mutate.ConfigFile(img, f)
+}
+
+// Files returns how many entries that are not directories an image of Build has in
+// all of its layers.
+func Files(img v1.Image) (int, error) {
+	layers, err := img.Layers()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, l := range layers {
+		ours, ok := l.(*layer)
+		if !ok {
+			return 0, fmt.Errorf("a layer of type %T is none of Build's", l)
+		}
+		n += ours.about.Files
+	}
+	return n, nil
 }

@@ -20,7 +20,7 @@ func TestBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	var bases []string
-	for name, kind := range map[string]types.MediaType{"nginx": types.OCIManifestSchema1, "python": types.DockerManifestSchema2} {
+	for name, kind := range map[string]types.MediaType{"nginx": types.OCIManifestSchema1, "numpy": types.DockerManifestSchema2} {
 		img, spec, err := Build(t.Context(), name, cache, t.Output())
 		if err != nil {
 			t.Fatal(err)

@@ -25,7 +25,7 @@ import (
 
 // layerVersion is part of every cache key. Raise it when the code below makes
 // other bytes of the same recipe.
-const layerVersion = 1
+const layerVersion = 2
 
 // builder makes the layers of one image in a cache directory.
 type builder struct {
@@ -91,6 +91,11 @@ func (b *builder) fill(ctx context.Context, stack []layerRecipe, dir string) err
 			return errors.Join(err, w.out.Close())
 		}
 	}
+	if r.made != nil {
+		if err := r.made.write(ctx, b, w); err != nil {
+			return errors.Join(err, w.out.Close())
+		}
+	}
 	about, err := w.finish()
 	if err != nil {
 		return err
@@ -105,8 +110,11 @@ func (b *builder) fill(ctx context.Context, stack []layerRecipe, dir string) err
 // packages returns what the top layer adds to the closure of those below.
 func (b *builder) packages(ctx context.Context, stack []layerRecipe) ([]debian.Package, error) {
 	top := len(stack) - 1
-	if len(stack[top].packages) == 0 {
+	switch {
+	case len(stack[top].packages) == 0:
 		return nil, nil
+	case stack[top].alone:
+		return b.archive.Fetch(ctx, stack[top].packages...)
 	}
 	var below []string
 	for _, l := range stack[:top] {
@@ -139,6 +147,7 @@ func (b *builder) packages(ctx context.Context, stack []layerRecipe) ([]debian.P
 type about struct {
 	Digest, DiffID v1.Hash
 	Size           int64
+	Files          int // entries that are not directories
 	Packages       []string
 }
 
@@ -218,7 +227,7 @@ func (w *layerWriter) add(h *tar.Header, r io.Reader) error {
 	case tar.TypeLink:
 		o.Linkname = merged(h.Linkname)
 	}
-	if err := w.tar.WriteHeader(o); err != nil {
+	if err := w.header(o); err != nil {
 		return err
 	}
 	const small = 64 << 10
@@ -247,7 +256,7 @@ func (w *layerWriter) parents(name string, h *tar.Header) error {
 		return err
 	}
 	w.seen[dir] = true
-	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, ModTime: h.ModTime})
+	return w.header(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, ModTime: h.ModTime})
 }
 
 // addFile writes one file of ours.
@@ -279,11 +288,19 @@ func (w *layerWriter) addFile(f file) error {
 	if h.Typeflag == tar.TypeReg {
 		h.Size = int64(len(text))
 	}
-	if err := w.tar.WriteHeader(h); err != nil {
+	if err := w.header(h); err != nil {
 		return err
 	}
 	_, err := w.tar.Write(text)
 	return err
+}
+
+// header writes the header of any entry.
+func (w *layerWriter) header(h *tar.Header) error {
+	if h.Typeflag != tar.TypeDir {
+		w.about.Files++
+	}
+	return w.tar.WriteHeader(h)
 }
 
 func (w *layerWriter) finish() (about, error) {

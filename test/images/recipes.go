@@ -1,6 +1,9 @@
 package images
 
-import "runtime"
+import (
+	"context"
+	"runtime"
+)
 
 // recipe is one image of Debian packages.
 type recipe struct {
@@ -9,6 +12,7 @@ type recipe struct {
 	env        map[string]string
 	entrypoint []string
 	spec       Spec
+	operations []Operation // where there are several; the first is the default, with spec
 }
 
 // layerRecipe is one layer: what the packages need that the layers below lack,
@@ -16,7 +20,15 @@ type recipe struct {
 type layerRecipe struct {
 	name     string
 	packages []string
+	alone    bool // the packages without what they depend on
 	files    []file
+	made     content // nil for none
+}
+
+// content is what a layer has beside packages and listed files. What fmt prints of
+// it is part of the layer's cache key, so it must say all that decides its bytes.
+type content interface {
+	write(ctx context.Context, b *builder, w *layerWriter) error
 }
 
 // file is one file of ours: a symlink when link is set, a directory when the
@@ -57,96 +69,38 @@ func base() layerRecipe {
 }
 
 func recipes() map[string]recipe {
-	return map[string]recipe{"nginx": nginx(), "python": python(), "golang": golang()}
-}
-
-const nginxPage = "It works: served from an image that was assembled from packages.\n"
-
-// nginx is a server whose start script writes its configuration, as the common
-// nginx images do.
-func nginx() recipe {
-	const script = `#!/bin/sh
-set -e
-sed "s/@PORT@/${PORT:-8080}/" /etc/nginx/nginx.conf.template > /run/nginx.conf
-exec nginx -c /run/nginx.conf -g 'daemon off;'
-`
-	const conf = `user www-data;
-worker_processes 1;
-pid /run/nginx.pid;
-error_log stderr;
-events { worker_connections 64; }
-http {
-  include /etc/nginx/mime.types;
-  access_log off;
-  server {
-    listen 127.0.0.1:@PORT@;
-    root /srv/www;
-  }
-}
-`
-	return recipe{
-		layers: []layerRecipe{base(), {name: "nginx", packages: []string{"nginx", "openssl", "ca-certificates"}}, {name: "nginx-site", files: []file{
-			{path: "docker-entrypoint.sh", text: script, mode: 0o755},
-			{path: "etc/nginx/nginx.conf.template", text: conf},
-			{path: "srv/www/"},
-			{path: "srv/www/index.html", text: nginxPage},
-		}}},
-		entrypoint: []string{"/docker-entrypoint.sh"},
-		spec:       Spec{Repository: "nginx", Path: "/index.html", Body: nginxPage},
+	return map[string]recipe{
+		"hello-static": helloStatic(), "deb-slim": debSlim(),
+		"python": python(), "numpy": numpy(), "golang": golang(),
+		"nginx": nginx(), "redis": redis(),
 	}
 }
 
-// python computes with numpy, which reads a few hundred of its files.
-func python() recipe {
-	const program = `import time
-import numpy as np
-
-a = np.arange(10000, dtype=np.int64).reshape(100, 100)
-print("trace", int(np.trace(a @ a.T)), "sum", round(np.linalg.solve(2 * np.eye(50), np.ones(50)).sum(), 6), flush=True)
-while True:
-    time.sleep(60)
+// helloStatic is one static program: what a start costs beside the data.
+func helloStatic() recipe {
+	const script = `echo "hello from $((6 * 7))"
+exec /bin/busybox sleep 1000000
 `
-	lib := "usr/lib/" + triplet() + "/"
 	return recipe{
-		docker: true,
-		layers: []layerRecipe{base(), {name: "python", packages: []string{"python3"}}, {
-			name: "numpy", packages: []string{"python3-numpy"},
-			files: []file{ // the packages' scripts choose among implementations
-				{path: lib + "libblas.so.3", link: "blas/libblas.so.3"},
-				{path: lib + "liblapack.so.3", link: "lapack/liblapack.so.3"},
-			},
-		}, {name: "python-app", files: []file{{path: "app/"}, {path: "app/main.py", text: program}}}},
-		env:        map[string]string{"PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"},
-		entrypoint: []string{"python3", "/app/main.py"},
-		// The sum of the squares below 10000, and fifty halves.
-		spec: Spec{Repository: "python", Line: "trace 333283335000 sum 25.0"},
+		layers: []layerRecipe{
+			{name: "busybox", packages: []string{"busybox-static"}, alone: true, files: []file{{path: "bin", link: "usr/bin"}}},
+			{name: "hello-static-app", files: []file{{path: "app/"}, {path: "app/hello.sh", text: script}}},
+		},
+		entrypoint: []string{"/bin/busybox", "sh", "/app/hello.sh"},
+		spec:       Spec{Repository: "hello-static", Line: "hello from 42"},
 	}
 }
 
-// golang compiles and runs a program: few of its many files are read.
-func golang() recipe {
-	const program = `package main
-
-import (
-	"fmt"
-	"time"
-)
-
-func main() {
-	sum := 0
-	for i := range [1000]int{} {
-		sum += i
-	}
-	fmt.Println("sum", sum)
-	time.Sleep(time.Hour)
-}
+// debSlim is the base alone, with a shell that calls a few of its programs.
+func debSlim() recipe {
+	const script = `sum=0
+for ((i = 1; i <= 100; i++)); do ((sum += i)); done
+echo "sum $sum sorted $(printf '%s\n' c a b | sort | tr -d '\n')"
+exec sleep infinity
 `
 	return recipe{
-		layers: []layerRecipe{base(), {name: "golang", packages: []string{"golang-go"}}, {name: "golang-app", files: []file{
-			{path: "src/"}, {path: "src/main.go", text: program},
-		}}},
-		env:        map[string]string{"CGO_ENABLED": "0", "GOCACHE": "/tmp/gocache", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"},
-		entrypoint: []string{"go", "run", "/src/main.go"},
-		spec:       Spec{Repository: "golang", Line: "sum 499500"},
+		layers:     []layerRecipe{base(), {name: "deb-slim-app", files: []file{{path: "app/"}, {path: "app/hello.sh", text: script}}}},
+		entrypoint: []string{"bash", "/app/hello.sh"},
+		spec:       Spec{Repository: "deb-slim", Line: "sum 5050 sorted abc"},
 	}
 }
