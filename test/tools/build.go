@@ -22,9 +22,14 @@ func Say(progress io.Writer, format string, args ...any) {
 // standard library is compiled once. What is being built is named in progress
 // lines, a few a minute.
 func GoBuild(ctx context.Context, progress io.Writer, name, dir, out string, args ...string) error {
+	return goBuild(ctx, progress, name, dir, out, nil, args...)
+}
+
+// goBuild is GoBuild with more environment, which wins over that of all builds.
+func goBuild(ctx context.Context, progress io.Writer, name, dir, out string, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-v", "-trimpath", "-o", out}, args...)...)
 	cmd.Dir = dir
-	cmd.Env = buildEnv()
+	cmd.Env = append(buildEnv(), env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return err

@@ -49,6 +49,15 @@ const (
 	Kube = "kube"
 	// Helm installs the chart.
 	Helm = "helm"
+	// Stargz is stargz-snapshotter with its converter, as test/bench/stargz makes it.
+	Stargz = "stargz"
+	// Soci and SociSnapshotter are SOCI's command and its daemon. They need a C compiler.
+	Soci            = "soci"
+	SociSnapshotter = "soci-snapshotter-grpc"
+	// MkfsErofs is Debian 13's: containerd's EROFS snapshotter wants 1.8.2 or newer.
+	MkfsErofs = "mkfs.erofs"
+	// Unpigz is found by containerd in PATH, and unpacks gzip beside the rest of its work.
+	Unpigz = "unpigz"
 )
 
 // All lists the programs of a node, in the order in which they start.
@@ -69,10 +78,13 @@ type group struct {
 	name     string // of the cache directory
 	module   string // whose version names the directory
 	programs []string
-	dir      string   // of the module that pins it, below hack
+	dir      string   // of the module that pins it, relative to hack
 	packages []string // what to build, relative to dir
 	sources  []string // our own files that the result depends on
 	tags     string
+	// cgo names the Debian package with the headers and the static library that the
+	// group is compiled with; empty for Go alone.
+	cgo string
 	// version are the packages whose variables are set by the linker to the
 	// module's version, as its own build does.
 	version func(v string) string
@@ -90,7 +102,7 @@ const (
 func groups() []group {
 	const containerd, distribution = "github.com/containerd/containerd/v2", "github.com/distribution/distribution/v3"
 	const containerd17, plugins = "github.com/containerd/containerd", "github.com/containernetworking/plugins"
-	const helm = "helm.sh/helm/v4"
+	const helm, soci = "helm.sh/helm/v4", "github.com/awslabs/soci-snapshotter"
 	commands := func(module string) (all []string) {
 		for _, c := range []string{Containerd, Shim, Ctr} {
 			all = append(all, module+"/cmd/"+c)
@@ -140,6 +152,16 @@ func groups() []group {
 			version: func(v string) string {
 				return " -X " + plugins + "/pkg/utils/buildversion.BuildVersion=" + v
 			},
+		},
+		{
+			name: "stargz", module: "github.com/containerd/stargz-snapshotter", dir: "../test/bench/stargz",
+			programs: []string{Stargz}, packages: []string{"."}, sources: []string{"main.go", "serve.go", "record.go", "convert.go"},
+			version: variable("github.com/containerd/stargz-snapshotter"),
+		},
+		{
+			name: "soci", module: soci, dir: "../test/bench/soci", cgo: "zlib1g-dev",
+			programs: []string{Soci, SociSnapshotter}, packages: []string{soci + "/cmd/soci", soci + "/cmd/soci-snapshotter-grpc"},
+			version: variable(soci),
 		},
 	}
 }
@@ -207,7 +229,13 @@ func ensureGroup(ctx context.Context, progress io.Writer, cache string, g group)
 	}
 	return p.dir, Make(p.dir, func(tmp string) error {
 		args := append([]string{"-tags", g.tags, "-ldflags", "-s -w" + g.version(p.version)}, g.packages...)
-		if err := GoBuild(ctx, progress, g.name+" "+p.version, p.source, tmp+string(filepath.Separator), args...); err != nil {
+		var env []string
+		if g.cgo != "" {
+			if env, err = cgoEnv(ctx, progress, cache, g.cgo); err != nil {
+				return err
+			}
+		}
+		if err := goBuild(ctx, progress, g.name+" "+p.version, p.source, tmp+string(filepath.Separator), env, args...); err != nil {
 			return err
 		}
 		for _, l := range g.links {
