@@ -39,7 +39,7 @@ tools: ## build containerd, a registry, Kubernetes and helm for the tests into t
 .PHONY: unit
 unit: ## all packages, with real FUSE and EROFS, under the race detector (root)
 	@[ -n "$(RACE)" ] || echo "no C compiler: the tests run WITHOUT the race detector"
-	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix|systemd|story)$$|/hack/image')
+	$(GO) test $(RACE) -timeout 15m $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/test/(e2e|control|cluster|matrix|systemd|story|bench/peers)$$|/hack/image')
 
 .PHONY: e2e
 e2e: build ## the built programs with real containerd 1.4 to 2.4, runc, registry, API server and kubelet (root)
@@ -80,6 +80,11 @@ bench: build ## benchmarks of conversion, indexing, the read path and the contro
 	$(GO) test -run '^$$' -bench Notification -benchtime 300x -timeout 20m ./test/control
 	$(GO) test -run '^$$' -bench Queue -benchtime 1x -timeout 20m ./test/control
 
+.PHONY: bench-peers
+bench-peers: ## each peer of the benchmark starts nginx, from an image of its own making (root, a C compiler; builds the peers once, about ten minutes)
+	cd test/bench/stargz && CGO_ENABLED=0 GOWORK=off $(GO) test -timeout 10m ./...
+	$(GO) test -count=1 -v -timeout 40m $(TESTFLAGS) ./test/bench/peers
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 20s)
 	@for p in $$($(GO) list ./...); do \
@@ -90,7 +95,7 @@ fuzz: ## each fuzz target for FUZZTIME (default 20s)
 lint: $(GOLANGCI) generated ## golangci-lint at the pinned version, formatting, go.mod, what is generated
 	$(GOLANGCI) run --timeout 10m ./...
 	@$(GO) mod tidy -diff
-	@cd test/interop && $(GO) mod tidy -diff
+	@for m in interop bench/stargz bench/soci; do (cd test/$$m && GOWORK=off $(GO) mod tidy -diff); done
 	@for m in tools kube containerd17 helm generate; do (cd hack/$$m && GOWORK=off $(GO) mod tidy -diff); done
 	@$(GO) mod verify >/dev/null
 

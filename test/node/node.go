@@ -41,6 +41,13 @@ type Options struct {
 	SnapshotterArgs []string
 	// Registries are host:port addresses that are reached over plain HTTP.
 	Registries []string
+	// Config is added to containerd's configuration, and Path before what containerd
+	// and the programs it starts find in PATH: for snapshotters that are not ours.
+	Config string
+	Path   []string
+	// SnapshotDirs are further directories that lower directories of overlay mounts
+	// may be relative to; see Container.RootMount.
+	SnapshotDirs []string
 }
 
 // Node is a running container host.
@@ -96,7 +103,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	var err error
 	// containerd looks for the shim beside itself first, and then in PATH.
-	n.containerd, err = startProcess("containerd", n.logFile("containerd"), n.o.Tools[tools.Containerd], "--config", config, "--log-level", "warn")
+	n.containerd, err = startProcess("containerd", n.logFile("containerd"), n.o.Path, n.o.Tools[tools.Containerd], "--config", config, "--log-level", "warn")
 	if err != nil {
 		return err
 	}
@@ -122,7 +129,7 @@ func (n *Node) StartSnapshotter(ctx context.Context) error {
 	argv := append([]string{
 		n.o.Snapshotter, "snapshotter", "--root", n.SnapshotterRoot(), "--address", n.SnapshotterSocket(), "--hosts-dir", n.HostsDir(),
 	}, n.o.SnapshotterArgs...)
-	p, err := startProcess("apparate snapshotter", n.logFile("snapshotter"), argv...)
+	p, err := startProcess("apparate snapshotter", n.logFile("snapshotter"), nil, argv...)
 	if err != nil {
 		return err
 	}
@@ -192,6 +199,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.tracing.processor
     enable_remote_snapshot_annotations = "true"
 `, n.SnapshotterSocket(), n.SnapshotterRoot())
 	}
+	s.WriteString(n.o.Config)
 	return s.String()
 }
 

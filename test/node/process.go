@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,14 +26,18 @@ type process struct {
 	err  error         // how it ended, once done is closed
 }
 
-// startProcess runs argv as a daemon whose output is appended to the file log.
-func startProcess(name, log string, argv ...string) (*process, error) {
+// startProcess runs argv as a daemon whose output is appended to the file log, with
+// the directories path before those of PATH.
+func startProcess(name, log string, path []string, argv ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	p := &process{name: name, log: log, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
+	if len(path) > 0 {
+		p.cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(slices.Clone(path), os.Getenv("PATH")), string(os.PathListSeparator)))
+	}
 	// A group of its own, so that an interrupt at the terminal reaches us alone
 	// and we stop things in order; and the end of this test or demo, however it
 	// comes, is the daemon's end.

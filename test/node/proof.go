@@ -122,10 +122,10 @@ func (n *Node) lowerPath(lower string) string {
 	if filepath.IsAbs(lower) {
 		return lower
 	}
-	for _, dir := range []string{
+	for _, dir := range append([]string{
 		filepath.Join(n.o.Dir, "containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots"),
 		filepath.Join(n.SnapshotterRoot(), "snapshots"),
-	} {
+	}, n.o.SnapshotDirs...) {
 		if p := filepath.Join(dir, lower); exists(p) {
 			return p
 		}

@@ -31,7 +31,7 @@ func StartRegistry(ctx context.Context, program, dir string, args ...string) (*R
 		return nil, err
 	}
 	args = append([]string{program, "--root", filepath.Join(dir, "content"), "--address", "127.0.0.1:0"}, args...)
-	p, err := startProcess("registry", log, args...)
+	p, err := startProcess("registry", log, nil, args...)
 	if err != nil {
 		return nil, err
 	}
