@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
@@ -22,18 +21,10 @@ const cancelPatience = 5 * time.Second
 // beginning an upload and giving it up. A token alone does not tell: some
 // registries give one to everybody.
 func (c *Client) CheckPush(ctx context.Context, repo name.Repository) error {
-	auth, err := authn.Resolve(ctx, c.o.Keychain, repo)
+	client, err := c.connect(ctx, repo, transport.PushScope, push)
 	if err != nil {
-		return fault.New(fault.PushDenied, err, "the credentials for %s cannot be read", repo)
+		return err
 	}
-	retrying := transport.NewRetry(c.o.Transport,
-		transport.WithRetryBackoff(c.o.backoff()),
-		transport.WithRetryStatusCodes(http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
-	tr, err := transport.NewWithContext(ctx, repo.Registry, auth, retrying, []string{repo.Scope(transport.PushScope)})
-	if err != nil {
-		return classify(ctx, push, repo.String(), err)
-	}
-	client := &http.Client{Transport: tr}
 	u := url.URL{Scheme: repo.Scheme(), Host: repo.RegistryStr(), Path: fmt.Sprintf("/v2/%s/blobs/uploads/", repo.RepositoryStr())}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), http.NoBody)
 	if err != nil {

@@ -104,7 +104,7 @@ func New(t testing.TB, opts ...Option) *Registry {
 		}
 		r.pki = p
 	}
-	r.front = r.start(r.frontHandler(api), quiet)
+	r.front = r.start(r.frontHandler(referring(api)), quiet)
 	t.Cleanup(func() { r.stop() })
 	if r.opts.redirect {
 		r.signs = newSigner(r.opts.urlUses)

@@ -1,0 +1,102 @@
+package profile
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/apparate/apparate/api/profile"
+	"github.com/apparate/apparate/converter/registry"
+)
+
+// maxGone is the share of a pack's content in percent that may be of no use to a
+// new image before the pack is built anew: a node throws it away.
+const maxGone = 20
+
+// Carried says what Carry did.
+type Carried struct {
+	Pushed
+	// Chunks of the profile that the new image has, and Gone that it has not.
+	Chunks, Gone int
+	// Rebuilt says that another pack was built.
+	Rebuilt bool
+}
+
+// Carry gives the image to the profile of the image from, in the same
+// repository: what was needed to start the one is mostly what the other needs,
+// and chunks are known by their content. done is false where there is nothing to
+// carry over: from has no profile, to has one of its own, or they share no chunk of it.
+func Carry(ctx context.Context, client *registry.Client, from, to name.Digest, o BuildOptions) (c Carried, done bool, err error) {
+	old, ok, err := Find(ctx, client, from)
+	if err != nil || !ok {
+		return Carried{}, false, err
+	}
+	if _, has, err := Find(ctx, client, to); err != nil || has {
+		return Carried{}, false, err
+	}
+	im, err := Load(ctx, client, to)
+	if err != nil {
+		return Carried{}, false, err
+	}
+	plan, err := replan(ctx, im, old.Table)
+	if err != nil || len(plan) == 0 {
+		return Carried{}, false, err
+	}
+	c.Chunks, c.Gone = len(plan), old.Table.Chunks()-len(plan)
+	s := old.Summary
+	s.CarriedFrom = from.DigestStr()
+	all, kept := old.Table.ContentBytes(), plan.ContentBytes()
+	if (all-kept)*100 <= all*maxGone {
+		t := old.Table
+		c.Pushed, err = Push(ctx, im, t, registry.Upload{Digest: t.Pack, Size: t.Size, Open: func() (io.ReadCloser, error) {
+			return client.Blob(ctx, to.Context(), t.Pack, t.Size)
+		}}, s)
+		return c, err == nil, err
+	}
+	pack, err := Build(ctx, im, plan, o)
+	if err != nil {
+		return c, false, err
+	}
+	c.Rebuilt = true
+	s.Chunks, s.ContentBytes, s.PackBytes = len(pack.Plan), pack.Plan.ContentBytes(), pack.Table.Size
+	c.Pushed, err = Push(ctx, im, &pack.Table, pack.Upload(), s)
+	return c, err == nil, errors.Join(err, pack.Close())
+}
+
+// replan lists the chunks of a table that an image has, in the table's order.
+func replan(ctx context.Context, im *Image, t *profile.Table) (Plan, error) {
+	type key struct {
+		id   uint64
+		size int64
+	}
+	wanted := make(map[uint64]bool)
+	for i := range t.Groups {
+		for _, c := range t.Groups[i].Chunks {
+			wanted[c.ID] = true
+		}
+	}
+	if err := im.Locate(ctx, func(sum [32]byte) bool { return wanted[profile.ID(sum)] }, false); err != nil {
+		return nil, err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	known := make(map[key][32]byte, len(im.places))
+	for sum, p := range im.places {
+		known[key{profile.ID(sum), p.Size}] = sum
+	}
+	var plan Plan
+	seen := make(map[[32]byte]bool)
+	for i := range t.Groups {
+		for _, c := range t.Groups[i].Chunks {
+			sum, ok := known[key{c.ID, c.Size}]
+			if !ok || seen[sum] {
+				continue
+			}
+			seen[sum] = true
+			plan = append(plan, Planned{Layer: im.Layers[im.places[sum].Layer].Digest, Sum: sum, Size: c.Size, At: c.At})
+		}
+	}
+	return plan, nil
+}

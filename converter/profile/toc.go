@@ -1,0 +1,235 @@
+package profile
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/apparate/apparate/api/profile"
+	"github.com/apparate/apparate/converter/encode"
+	"github.com/apparate/apparate/converter/fault"
+)
+
+const (
+	// maxTOCJSON is the longest TOC that is read, uncompressed.
+	maxTOCJSON = 4 << 30
+	// maxOffsets bounds what is remembered of a TOC: the beginnings of members.
+	maxOffsets = 16 << 20
+	// maxEntry is the longest entry in bytes of JSON: a decoder holds all of it.
+	maxEntry = 8 << 20
+)
+
+// tries is how often a request is begun whose body breaks off or is damaged.
+const tries = 3
+
+// retrying calls f until it succeeds, fails for good, or has failed often enough.
+func retrying(ctx context.Context, f func() error) error {
+	for try := 1; ; try++ {
+		err := f()
+		if err == nil || try == tries || ctx.Err() != nil || !fault.Temporary(err) {
+			return err
+		}
+	}
+}
+
+// locate finds the wanted chunks of one layer.
+func (im *Image) locate(ctx context.Context, layer int, wanted func(sum [32]byte) bool, names bool) (map[[32]byte]Place, error) {
+	l := &im.Layers[layer]
+	var found map[[32]byte]Place
+	err := retrying(ctx, func() error {
+		body, err := im.repo.Range(ctx, l.Digest, l.tocOffset, l.tocSize)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = body.Close() }() // everything that matters was read
+		t := tocReader{layer: layer, end: l.tocOffset, wanted: wanted, names: names}
+		found, err = t.read(body, l.TOCDigest)
+		var known *fault.Error
+		if err != nil && !errors.As(err, &known) {
+			// A damaged transfer looks like a broken layer.
+			err = fault.NewTemporary(fault.LayerCorrupt, err, "the table of contents of layer %s of %s cannot be read", l.Digest, im.Ref)
+		}
+		return err
+	})
+	return found, err
+}
+
+// tocEntry is what is needed of an element of the TOC's "entries" (eStargz
+// specification, "TOC").
+type tocEntry struct {
+	Name        string `json:"name"`
+	Type        string `json:"type"`
+	Size        int64  `json:"size"`
+	Offset      int64  `json:"offset"`
+	InnerOffset int64  `json:"innerOffset"`
+	ChunkOffset int64  `json:"chunkOffset"`
+	ChunkSize   int64  `json:"chunkSize"`
+	ChunkDigest string `json:"chunkDigest"`
+}
+
+// tocReader reads one TOC and keeps what is wanted of it.
+type tocReader struct {
+	layer   int
+	end     int64 // where the content ends in the blob
+	wanted  func(sum [32]byte) bool
+	names   bool
+	found   map[[32]byte]Place
+	offsets []int64 // of members
+	file    int64   // size of the file whose chunks are being read
+}
+
+// read reads a compressed TOC that has the digest.
+func (t *tocReader) read(r io.Reader, digest string) (map[[32]byte]Place, error) {
+	t.found = make(map[[32]byte]Place)
+	zr, err := gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	zr.Multistream(false)
+	tr := tar.NewReader(zr)
+	h, err := tr.Next()
+	if err != nil {
+		return nil, err
+	}
+	if h.Name != encode.TOCName || h.Size > maxTOCJSON {
+		return nil, fmt.Errorf("it holds %q, of %d bytes", h.Name, h.Size)
+	}
+	sum := sha256.New()
+	body := &stepReader{r: io.TeeReader(tr, sum)}
+	dec := json.NewDecoder(body)
+	if err := t.entries(dec, func() { body.step = dec.InputOffset() }); err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, body.r); err != nil {
+		return nil, err
+	}
+	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != digest {
+		return nil, fmt.Errorf("its digest is %s and not %s", got, digest)
+	}
+	t.finish()
+	return t.found, nil
+}
+
+// stepReader ends reading with an error when more than maxEntry is read between two steps.
+type stepReader struct {
+	r       io.Reader
+	n, step int64
+}
+
+// Read implements io.Reader.
+func (s *stepReader) Read(p []byte) (int, error) {
+	if s.n-s.step > maxEntry {
+		return 0, fmt.Errorf("an entry is longer than %d bytes", maxEntry)
+	}
+	n, err := s.r.Read(p)
+	s.n += int64(n)
+	return n, err
+}
+
+// entries reads {"version":1,"entries":[...]}, field by field, and calls step after each entry.
+func (t *tocReader) entries(dec *json.Decoder, step func()) error {
+	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {
+		return fmt.Errorf("it is no JSON object (%w)", err)
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		if key != "entries" {
+			var other json.RawMessage
+			if err := dec.Decode(&other); err != nil {
+				return err
+			}
+			continue
+		}
+		if tok, err := dec.Token(); err != nil || tok != json.Delim('[') {
+			return fmt.Errorf("its entries are no list (%w)", err)
+		}
+		for dec.More() {
+			var e tocEntry
+			if err := dec.Decode(&e); err != nil {
+				return err
+			}
+			if err := t.entry(&e); err != nil {
+				return err
+			}
+			step()
+		}
+		if _, err := dec.Token(); err != nil {
+			return err
+		}
+	}
+	_, err := dec.Token()
+	return err
+}
+
+// entry notes an entry. What makes no sense is no chunk: only its content could
+// tell what it is, and that is checked.
+func (t *tocReader) entry(e *tocEntry) error {
+	switch e.Type {
+	case "reg":
+		t.file = e.Size
+	case "chunk":
+	default:
+		return nil
+	}
+	if e.ChunkDigest == "" || e.Offset <= 0 && t.file == 0 {
+		return nil
+	}
+	if n := len(t.offsets); n == 0 || t.offsets[n-1] != e.Offset {
+		if n >= maxOffsets {
+			return fmt.Errorf("it has more than %d members", maxOffsets)
+		}
+		t.offsets = append(t.offsets, e.Offset)
+	}
+	size := e.ChunkSize
+	if size == 0 {
+		size = t.file - e.ChunkOffset
+	}
+	hexed, ok := strings.CutPrefix(e.ChunkDigest, "sha256:")
+	var sum [32]byte
+	if b, err := hex.DecodeString(hexed); !ok || err != nil || copy(sum[:], b) != len(sum) || len(b) != len(sum) {
+		return nil
+	}
+	if size <= 0 || size > profile.MaxChunk || e.InnerOffset < 0 || e.InnerOffset > maxMember || e.Offset < 0 || e.Offset >= t.end || !t.wanted(sum) {
+		return nil
+	}
+	if _, ok := t.found[sum]; ok {
+		return nil
+	}
+	p := Place{Layer: t.layer, Size: size, offset: e.Offset, inner: e.InnerOffset}
+	if t.names {
+		p.Name = e.Name
+	}
+	t.found[sum] = p
+	return nil
+}
+
+// finish finds where the members end: where the next one begins, or before.
+func (t *tocReader) finish() {
+	slices.Sort(t.offsets)
+	for sum, p := range t.found {
+		i, _ := slices.BinarySearch(t.offsets, p.offset+1)
+		p.end = t.end
+		if i < len(t.offsets) {
+			p.end = min(t.end, t.offsets[i])
+		}
+		if p.end-p.offset > maxMember {
+			delete(t.found, sum)
+			continue
+		}
+		t.found[sum] = p
+	}
+	t.offsets = nil
+}
