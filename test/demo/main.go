@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/apparate/apparate/test/tools"
 )
 
 // options are the demo's command line.
@@ -62,7 +64,7 @@ func main() {
 // returns.
 func run(ctx context.Context, o options) error {
 	start := time.Now()
-	progress := &timed{start: start}
+	progress := tools.Timed(os.Stderr)
 	if o.imagesOnly {
 		_, err := buildImages(ctx, progress, nil)
 		return err

@@ -12,9 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"golang.org/x/sys/unix"
 
 	"github.com/apparate/apparate/test/images"
 	"github.com/apparate/apparate/test/link"
@@ -78,7 +76,7 @@ func measureAll(ctx context.Context, progress io.Writer, o options, p prepared) 
 func (b *bench) image(ctx context.Context, s source, all *results) (imageResult, error) {
 	one := imageResult{Name: s.name}
 	var err error
-	if one.SizeBytes, err = imageSize(s.img); err != nil {
+	if one.SizeBytes, err = images.Size(s.img); err != nil {
 		return one, err
 	}
 	plain := b.registry.Addr + "/" + s.spec.Repository + ":" + plainTag
@@ -150,17 +148,13 @@ func (b *bench) start(ctx context.Context, s source, tag, snapshotter string) (_
 		}
 		err = errors.Join(err, n.Close())
 	}()
-	if err := b.dropCaches(ctx); err != nil {
-		return startResult{}, err
-	}
-	port, err := node.FreePort()
-	if err != nil {
+	if err := node.DropCaches(ctx, b.dir, append(toolFiles(b.tools), b.apparate)...); err != nil {
 		return startResult{}, err
 	}
 	limited, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	began := time.Now()
-	c, err := startContainer(limited, n, l.Addr()+"/"+s.spec.Repository+":"+tag, snapshotter, s, port)
+	c, err := startContainer(limited, n, l.Addr()+"/"+s.spec.Repository+":"+tag, snapshotter, s)
 	if err != nil {
 		return startResult{}, err
 	}
@@ -181,71 +175,11 @@ func (b *bench) start(ctx context.Context, s source, tag, snapshotter string) (_
 }
 
 // startContainer pulls and runs an image and returns once it has answered.
-func startContainer(ctx context.Context, n *node.Node, ref, snapshotter string, s source, port int) (*node.Container, error) {
+func startContainer(ctx context.Context, n *node.Node, ref, snapshotter string, s source) (*node.Container, error) {
 	if err := n.Pull(ctx, ref, snapshotter); err != nil {
 		return nil, err
 	}
-	c, err := n.Run(ctx, ref, snapshotter, s.name, []string{fmt.Sprintf("%s=%d", images.PortVariable, port)})
-	if err != nil {
-		return nil, err
-	}
-	if s.spec.Line != "" {
-		return c, c.WaitLine(ctx, s.spec.Line)
-	}
-	return c, c.WaitPage(ctx, fmt.Sprintf("http://127.0.0.1:%d%s", port, s.spec.Path), s.spec.Body)
-}
-
-// dropCaches empties the page cache, and reads back the programs that every
-// start runs: a real node has them in memory.
-func (b *bench) dropCaches(ctx context.Context) error {
-	d, err := os.Open(b.dir)
-	if err != nil {
-		return err
-	}
-	// Only clean pages are dropped. syncfs, because sync waits for every file
-	// system of the machine.
-	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
-		return err
-	}
-	if err := dropPages(ctx); err != nil {
-		return err
-	}
-	for _, path := range append([]string{b.apparate}, toolFiles(b.tools)...) {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.Discard, f); err != nil {
-			return errors.Join(err, f.Close())
-		}
-		if err := f.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dropPages tells the kernel to drop its caches, in a process of its own: the
-// kernel waits for every superblock, and one that is being mounted from a dead
-// FUSE server keeps the writer unkillable. The process is then left behind; its
-// waiter ends with it.
-func dropPages(ctx context.Context) error {
-	const limit = 30 * time.Second
-	cmd := exec.Command("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
-	dropped := make(chan error, 1)
-	go func() { dropped <- cmd.Run() }()
-	select {
-	case err := <-dropped:
-		if err != nil {
-			return fmt.Errorf("dropping the page cache: %w", err)
-		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(limit):
-		return fmt.Errorf("the page cache could not be dropped within %v: some mount on this machine hangs; "+
-			"a FUSE connection with a dead server is ended by writing 1 to its /sys/fs/fuse/connections/N/abort", limit)
-	}
+	return n.RunReady(ctx, ref, snapshotter, s.name, s.spec)
 }
 
 func toolFiles(paths map[string]string) []string {
@@ -254,21 +188,4 @@ func toolFiles(paths map[string]string) []string {
 		files = append(files, paths[name])
 	}
 	return files
-}
-
-// imageSize is what a full pull fetches: manifest, config and layers, in bytes.
-func imageSize(img v1.Image) (int64, error) {
-	size, err := img.Size()
-	if err != nil {
-		return 0, err
-	}
-	m, err := img.Manifest()
-	if err != nil {
-		return 0, err
-	}
-	size += m.Config.Size
-	for _, l := range m.Layers {
-		size += l.Size
-	}
-	return size, nil
 }

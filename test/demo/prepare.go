@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
-	"sync"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -17,26 +12,6 @@ import (
 	"github.com/apparate/apparate/test/images"
 	"github.com/apparate/apparate/test/tools"
 )
-
-// timed prefixes every line with the seconds since the start.
-type timed struct {
-	start time.Time
-	mu    sync.Mutex
-}
-
-var _ io.Writer = (*timed)(nil)
-
-// Write expects whole lines.
-func (t *timed) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for line := range bytes.Lines(b) {
-		if _, err := fmt.Fprintf(os.Stderr, "%6.1fs  %s", time.Since(t.start).Seconds(), line); err != nil {
-			return 0, err
-		}
-	}
-	return len(b), nil
-}
 
 // source is one image to be started.
 type source struct {

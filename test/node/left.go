@@ -92,32 +92,6 @@ func ours(line string) bool {
 	return false
 }
 
-// SnapshotterMemory is the resident memory of the snapshotter's processes, in
-// bytes: of the holder and of the one that does the work.
-func (n *Node) SnapshotterMemory() (int64, error) {
-	pids, err := processes(n.SnapshotterSocket(), n.SnapshotterRoot())
-	if err != nil {
-		return 0, err
-	}
-	var sum int64
-	for _, pid := range pids {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			return 0, err
-		}
-		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) >= 2 && f[0] == "VmRSS:" {
-				kib, err := strconv.ParseInt(f[1], 10, 64)
-				if err != nil {
-					return 0, err
-				}
-				sum += kib << 10
-			}
-		}
-	}
-	return sum, nil
-}
-
 func commandLine(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {

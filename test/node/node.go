@@ -116,6 +116,9 @@ func (n *Node) ContainerdSocket() string { return filepath.Join(n.run, "containe
 // SnapshotterSocket is where the snapshotter answers.
 func (n *Node) SnapshotterSocket() string { return filepath.Join(n.run, "snapshotter.sock") }
 
+// StatusSocket is where the snapshotter answers about itself, in HTTP.
+func (n *Node) StatusSocket() string { return filepath.Join(n.run, "status.sock") }
+
 // SnapshotterRoot is the snapshotter's directory.
 func (n *Node) SnapshotterRoot() string { return filepath.Join(n.o.Dir, "apparate") }
 

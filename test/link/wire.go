@@ -1,0 +1,279 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Shape is how a Wire behaves.
+type Shape struct {
+	// Bits is the bandwidth of each direction, bits a second.
+	Bits int64
+	// RTT is the round trip of an exchange.
+	RTT time.Duration
+	// FirstByte is how much longer the answer to a GET of a blob takes to begin:
+	// the time that a registry in a cloud takes to find it.
+	FirstByte time.Duration
+}
+
+// Wire is a slow network on one machine that costs little of it: the kernel
+// limits the bandwidth (a token bucket at both ends of a pair of interfaces into
+// a network namespace), and a relay at the far end makes every exchange wait for
+// a round trip. A Link does both in this process, which takes more of the
+// processor than measurements at 1 Gbit/s can spare.
+//
+// TCP does not see the delay, so windows are open at once: what the wire does not
+// model is slow start and loss. The namespace has no name and the interfaces go
+// with it, so nothing stays behind, however the process ends.
+type Wire struct {
+	shape    Shape
+	listener net.Listener
+	space    netns.NsHandle
+	meter    meter
+	mu       sync.Mutex
+	target   string
+	delay    time.Duration // in each direction
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// NewWire starts a wire of the given shape to target, a host:port on this machine
+// that speaks plain HTTP/1.1. It needs root. The caller closes it.
+func NewWire(target string, s Shape) (w *Wire, err error) {
+	w = &Wire{shape: s, target: target, delay: s.RTT / 2, space: -1}
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	if err := w.build(); err != nil {
+		return nil, errors.Join(fmt.Errorf("building a wire: %w", err), w.Close())
+	}
+	w.wg.Go(w.accept)
+	return w, nil
+}
+
+// Addr is the host:port at which the target is reached over the wire.
+func (w *Wire) Addr() string { return w.listener.Addr().String() }
+
+// Counts are the requests and bytes that have passed since the wire was made.
+func (w *Wire) Counts() Counts { return w.meter.read() }
+
+// Close ends all connections and removes the namespace with its interfaces.
+func (w *Wire) Close() error {
+	w.cancel()
+	var errs []error
+	if w.listener != nil {
+		errs = append(errs, w.listener.Close())
+	}
+	w.wg.Wait()
+	if w.space.IsOpen() {
+		errs = append(errs, w.space.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// build makes the namespace, the interfaces, their limits and the listener.
+func (w *Wire) build() error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread is in the namespace and ends with the goroutine.
+		runtime.LockOSThread()
+		done <- w.inside(wires.Add(1))
+	}()
+	return <-done
+}
+
+// wires counts the wires of this process, for their names.
+var wires atomic.Int64
+
+// inside makes wire number n on a thread that may enter the new namespace. Each
+// wire has a /30 of 10.213.0.0/16 by its number and the process id.
+func (w *Wire) inside(n int64) error {
+	outside, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = outside.Close() }()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("a network namespace (are you root?): %w", err)
+	}
+	if w.space, err = netns.Get(); err != nil {
+		return err
+	}
+	here, err := netlink.NewHandleAt(w.space)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	there, err := netlink.NewHandleAt(outside)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	const inner = "wire"
+	outer := fmt.Sprintf("wire%dn%d", os.Getpid(), n)
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: inner}, PeerName: outer, PeerNamespace: netlink.NsFd(outside)}
+	if err := here.LinkAdd(pair); err != nil {
+		return err
+	}
+	low := (int64(os.Getpid())*16 + n%16) & 0x3fff * 4
+	near, far := net.IPv4(10, 213, byte(low>>8), byte(low+1)), net.IPv4(10, 213, byte(low>>8), byte(low+2))
+	if err := limit(here, inner, far, w.shape.Bits); err != nil {
+		return err
+	}
+	if err := limit(there, outer, near, w.shape.Bits); err != nil {
+		return err
+	}
+	w.listener, err = net.Listen("tcp4", net.JoinHostPort(far.String(), "0"))
+	return err
+}
+
+// limit gives one end of the pair its address and its token bucket, and takes it up.
+func limit(h *netlink.Handle, name string, ip net.IP, bits int64) error {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: ip.To4(), Mask: net.CIDRMask(30, 32)}}); err != nil {
+		return err
+	}
+	rate := uint64(bits / 8)
+	// What may pass at once: 0.6 ms, which the kernel's timers keep, and whole
+	// packets, which segmentation offload makes up to that long.
+	size := min(max(rate*6/10000, 16<<10), 128<<10)
+	if err := h.LinkSetGSOMaxSize(l, int(min(size-2<<10, 64<<10))); err != nil {
+		return err
+	}
+	err = h.QdiscAdd(&netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       rate,
+		Buffer:     netlink.Xmittime(rate, uint32(size)),
+		// 50 ms wait in line before any is dropped.
+		Limit: uint32(rate/20 + size),
+	})
+	if err != nil {
+		return fmt.Errorf("a token bucket of %d Mbit/s on interface %s: %w", bits/1e6, name, err)
+	}
+	return h.LinkSetUp(l)
+}
+
+func (w *Wire) accept() {
+	for {
+		c, err := w.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		w.wg.Go(func() { w.serve(c) })
+	}
+}
+
+// sent is how much of what was written to a client may still be in this machine:
+// little, or bytes would count long before they arrive.
+const sent = 256 << 10
+
+func (w *Wire) serve(client net.Conn) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	defer func() { _ = client.Close() }()
+	if t, ok := client.(*net.TCPConn); ok {
+		_ = t.SetWriteBuffer(sent) // a larger one only counts less exactly
+	}
+	target, delay := w.settings()
+	if !sleepUntil(ctx, time.Now().Add(2*delay)) { // the handshake
+		return
+	}
+	var d net.Dialer
+	server, err := d.DialContext(ctx, "tcp", target)
+	if err != nil {
+		return // the client sees a closed connection
+	}
+	defer func() { _ = server.Close() }()
+	// A blocked read or write ends only when its connection closes.
+	stop := context.AfterFunc(ctx, func() {
+		_ = client.Close()
+		_ = server.Close()
+	})
+	defer stop()
+	h := &heads{meter: &w.meter, firstByte: w.shape.FirstByte}
+	var wg sync.WaitGroup
+	wg.Go(func() { carry(ctx, cancel, server, client, delay, h.request, nil) })
+	wg.Go(func() { carry(ctx, cancel, client, server, delay, nil, h.answer) })
+	wg.Wait()
+}
+
+// pieces are what passes at a time.
+var pieces = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+
+// piece is bytes on their way.
+type piece struct {
+	data *[128 << 10]byte
+	n    int
+	due  time.Time
+}
+
+// settings are those of a new connection.
+func (w *Wire) settings() (target string, delay time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.target, w.delay
+}
+
+// carry moves bytes from src to dst, each by the delay after it came, until src
+// ends; a failure on either side ends the connection. before sees the bytes when
+// they come and says how much longer they take, after sees them when they have gone.
+func carry(
+	ctx context.Context, cancel context.CancelFunc, dst, src net.Conn, delay time.Duration,
+	before func([]byte) time.Duration, after func(int),
+) {
+	queue := make(chan piece, 64)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(queue)
+		for {
+			p := piece{data: pieces.Get().(*[128 << 10]byte)}
+			n, err := src.Read(p.data[:])
+			if n > 0 {
+				p.n, p.due = n, time.Now().Add(delay)
+				if before != nil {
+					p.due = p.due.Add(before(p.data[:n]))
+				}
+				select {
+				case queue <- p:
+				case <-ctx.Done():
+					return
+				}
+			}
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					cancel()
+				}
+				return
+			}
+		}
+	})
+	defer wg.Wait()
+	for p := range queue {
+		if sleepUntil(ctx, p.due) { // else drain the queue so that the reader ends
+			if _, err := dst.Write(p.data[:p.n]); err != nil {
+				cancel()
+			} else if after != nil {
+				after(p.n)
+			}
+		}
+		pieces.Put(p.data)
+	}
+	if t, ok := dst.(*net.TCPConn); ok {
+		_ = t.CloseWrite() // already closed where the connection failed
+	}
+}
