@@ -75,15 +75,14 @@ image: ## out/image, the container image as an OCI layout; PUSH=registry/name:ta
 	@$(GO_RUN) ./hack/image --revision "$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || true)" $(if $(ARCH),--arch $(ARCH)) $(if $(PUSH),--push $(PUSH))
 
 .PHONY: bench
-bench: build ## benchmarks of conversion, indexing, the read path and the control plane
+bench: ## cold starts against the limit and against others, into out/ and README.md (root; half an hour); TIER=core for all images
+	$(GO_RUN) ./test/bench --tier $(or $(TIER),smoke) --readme README.md $(BENCHFLAGS)
+
+.PHONY: microbench
+microbench: build ## benchmarks of conversion, indexing, the read path and the control plane
 	$(GO) test -run '^$$' -bench . -benchmem ./snapshotter/... ./converter/... ./controllers/...
 	$(GO) test -run '^$$' -bench Notification -benchtime 300x -timeout 20m ./test/control
 	$(GO) test -run '^$$' -bench Queue -benchtime 1x -timeout 20m ./test/control
-
-.PHONY: bench-peers
-bench-peers: ## each peer of the benchmark starts nginx, from an image of its own making (root, a C compiler; builds the peers once, about ten minutes)
-	cd test/bench/stargz && CGO_ENABLED=0 GOWORK=off $(GO) test -timeout 10m ./...
-	$(GO) test -count=1 -v -timeout 40m $(TESTFLAGS) ./test/bench/peers
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 20s)

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/apparate/apparate/test/bench/peers"
+	"github.com/apparate/apparate/test/node"
+)
+
+// host is a node with what an arm needs beside it.
+type host struct {
+	node        *node.Node
+	peer        peers.Running // nil where there is none
+	snapshotter string
+	dir         string
+}
+
+// newHost starts an empty node for an arm, with one registry.
+func (b *bench) newHost(ctx context.Context, a arm, registry string) (h *host, err error) {
+	h = &host{dir: b.newDir(), snapshotter: node.Overlayfs}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.close())
+		}
+	}()
+	o := node.Options{Dir: filepath.Join(h.dir, "node"), Tools: b.tools, Registries: []string{registry}}
+	beside := peers.Options{Dir: filepath.Join(h.dir, "peer"), Registry: registry}
+	switch {
+	case a.peer != nil:
+		setup, err := a.peer.Setup(beside)
+		if err != nil {
+			return h, err
+		}
+		h.snapshotter, o.Config, o.Path, o.SnapshotDirs = setup.Snapshotter, setup.Config, setup.Path, setup.SnapshotDirs
+	case a.kind == ours:
+		h.snapshotter, o.Snapshotter = node.Apparate, b.apparate
+	}
+	if h.node, err = node.Start(ctx, o); err != nil {
+		return h, err
+	}
+	if a.peer != nil {
+		beside.Containerd = h.node.ContainerdSocket()
+		if h.peer, err = a.peer.Start(ctx, beside); err != nil {
+			return h, err
+		}
+	}
+	return h, nil
+}
+
+// close ends everything and removes the directory.
+func (h *host) close() error {
+	var errs []error
+	if h.node != nil {
+		errs = append(errs, h.node.Close())
+	}
+	if h.peer != nil { // containers stand on its mounts
+		errs = append(errs, h.peer.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(h.dir))...)
+}
+
+// spent is what had been used at one moment.
+type spent struct {
+	daemon, containerd, machine float64
+	peak                        int64
+}
+
+func (h *host) usage() (spent, error) {
+	var s spent
+	var err error
+	if s.machine, err = processorSeconds(); err != nil {
+		return s, err
+	}
+	c, err := h.node.ContainerdUsage()
+	if err != nil {
+		return s, err
+	}
+	s.containerd = c.Seconds
+	var d node.Usage
+	switch {
+	case h.peer != nil && h.peer.PID() > 0:
+		children, err := node.Children(h.peer.PID())
+		if err != nil {
+			return s, err
+		}
+		if d, err = node.UsageOf(append(children, h.peer.PID())...); err != nil {
+			return s, err
+		}
+	case h.snapshotter == node.Apparate:
+		if d, err = h.node.SnapshotterUsage(); err != nil {
+			return s, err
+		}
+	}
+	s.daemon, s.peak = d.Seconds, d.PeakRSS
+	return s, nil
+}

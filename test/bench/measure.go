@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/apparate/apparate/test/link"
+	"github.com/apparate/apparate/test/node"
+	"github.com/apparate/apparate/test/tools"
+)
+
+// bench is everything that the measurements share.
+type bench struct {
+	plan
+	progress io.Writer
+	tools    map[string]string
+	apparate string // our own program
+	dir      string // of all state
+	registry *node.Registry
+	wires    []*link.Wire     // of plan.networks
+	local    map[string]*host // by image
+	nodes    int              // counted up for the names of their directories
+	results  *Results
+}
+
+// measure does what p says. The results are those until the error, nil where there
+// are none.
+func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Results, err error) {
+	b := &bench{plan: p, progress: progress, local: map[string]*host{}, results: &Results{Tier: o.tier, Began: time.Now().UTC(), Peers: map[string]string{}}}
+	if b.arms, err = choose("arm", strings.Join(names(p.arms, armName), ","), arms(b.workload), armName); err != nil {
+		return nil, err
+	}
+	if err := b.buildPrograms(ctx); err != nil {
+		return nil, err
+	}
+	b.dir = o.state
+	if b.dir == "" {
+		cache, err := tools.CacheDir()
+		if err != nil {
+			return nil, err
+		}
+		// Not in /tmp, which may be memory: this is the disk that images are unpacked to.
+		if b.dir, err = os.MkdirTemp(cache, "bench-"); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	}
+	if b.dir, err = filepath.Abs(b.dir); err != nil {
+		return nil, err
+	}
+	b.registry, err = node.StartRegistry(ctx, b.tools[tools.Registry], filepath.Join(b.dir, "registry"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.registry.Close()) }()
+	defer func() { err = errors.Join(err, b.closeLocal()) }()
+	if err := b.buildWires(ctx); err != nil {
+		return nil, errors.Join(err, b.closeWires())
+	}
+	defer func() { err = errors.Join(err, b.closeWires()) }()
+	if b.results.Machine, err = describeMachine(ctx, b); err != nil {
+		return nil, err
+	}
+	if err := b.prepareImages(ctx); err != nil {
+		return nil, err
+	}
+	err = b.runAll(ctx)
+	b.results.Took = time.Since(b.results.Began).Seconds()
+	return b.results, err
+}
+
+// buildWires makes the networks and proves that they are what they claim.
+func (b *bench) buildWires(ctx context.Context) error {
+	for _, n := range b.networks {
+		w, err := link.NewWire(b.registry.Addr, n.Shape)
+		if err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+		b.wires = append(b.wires, w)
+		if n.Measured, err = w.Tune(ctx); err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+		tools.Say(b.progress, "network %s: %.0f Mbit/s, round trip %v", n.Name, n.Measured.Bits/1e6, n.Measured.RTT.Round(time.Microsecond))
+		b.results.Networks = append(b.results.Networks, n)
+	}
+	return nil
+}
+
+func (b *bench) closeWires() error {
+	var errs []error
+	for _, w := range b.wires {
+		errs = append(errs, w.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// runAll measures round by round, as many as the time allows.
+func (b *bench) runAll(ctx context.Context) error {
+	began := time.Now()
+	for round := 1; round <= b.rounds; round++ {
+		if took := time.Since(began); took > b.limit {
+			b.left("rounds %d to %d: the time was up after %v", round, b.rounds, took.Round(time.Second))
+			break
+		}
+		jobs := b.round(round)
+		for i, j := range jobs {
+			run := Run{Image: b.subjects[j.subject].name, Arm: j.arm.name, Round: round}
+			if j.network >= 0 {
+				run.Network = b.networks[j.network].Name
+			}
+			err := b.start(ctx, b.subjects[j.subject], j, &run)
+			if ctx.Err() != nil {
+				return ctx.Err() // not the arm's fault
+			}
+			outcome := fmt.Sprintf("%.3f s, %.1f MB in %d requests, root %s", run.Seconds, mb(run.Traffic.All().Bytes), run.Traffic.All().Requests, run.Root)
+			if err != nil {
+				run.Error = err.Error()
+				outcome = "FAILED: " + run.Error
+			}
+			tools.Say(b.progress, "round %d, %d of %d: %s %s %s: %s", round, i+1, len(jobs), run.Image, run.Arm, run.Network, outcome)
+			b.results.Runs = append(b.results.Runs, run)
+		}
+	}
+	return nil
+}
+
+// left notes what was not measured.
+func (b *bench) left(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	tools.Say(b.progress, "left out: %s", text)
+	b.results.Left = append(b.results.Left, text)
+}
+
+func mb(bytes int64) float64 { return float64(bytes) / 1e6 }
+
+// newDir is a directory for one node.
+func (b *bench) newDir() string {
+	b.nodes++
+	return filepath.Join(b.dir, fmt.Sprintf("node-%d", b.nodes))
+}
+
+// files are the programs that every start runs.
+func (b *bench) files() []string {
+	all := []string{b.apparate}
+	for _, name := range programs() {
+		all = append(all, b.tools[name])
+	}
+	return all
+}

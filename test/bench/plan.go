@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/apparate/apparate/test/images"
+)
+
+// plan is what is to be measured.
+type plan struct {
+	tier
+	subjects []subject
+	networks []Network
+	arms     []arm
+}
+
+// subject is an image with what its container does.
+type subject struct {
+	image string // for images.Build
+	// name is the image's in tables, with the operation where it has several.
+	name      string
+	operation string
+	env       []string
+	spec      images.Spec
+	// tags are what each arm starts, by its name.
+	tags map[string]string
+}
+
+func networkName(n Network) string { return n.Name }
+func armName(a arm) string         { return a.name }
+
+func names[T any](all []T, name func(T) string) []string {
+	var s []string
+	for _, t := range all {
+		s = append(s, name(t))
+	}
+	return s
+}
+
+// newPlan reads the command line.
+func newPlan(o options) (plan, error) {
+	t, ok := tiers()[o.tier]
+	if !ok {
+		return plan{}, fmt.Errorf("no tier is called %q: there are smoke and core", o.tier)
+	}
+	if o.rounds >= 0 {
+		t.rounds = o.rounds
+	}
+	if o.bursts >= 0 {
+		t.bursts = o.bursts
+	}
+	if o.steady >= 0 {
+		t.steady = o.steady
+	}
+	if o.limit > 0 {
+		t.limit = o.limit
+	}
+	p := plan{tier: t}
+	var errs [3]error
+	p.networks, errs[0] = choose("network", o.networks, networks(), networkName)
+	// The peers are made anew for the bench, which knows the workloads.
+	p.arms, errs[1] = choose("arm", o.arms, armsOnly(), armName)
+	if o.images != "" {
+		t.images, errs[2] = choose("image", o.images, images.All(), func(s string) string { return s })
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return plan{}, err
+	}
+	for _, name := range t.images {
+		operations, err := images.Operations(name)
+		if err != nil {
+			return plan{}, err
+		}
+		for _, op := range operations {
+			s := subject{image: name, name: name, operation: op.Name, env: op.Env, spec: op.Spec, tags: map[string]string{}}
+			if len(operations) > 1 {
+				s.name += "/" + op.Name
+			}
+			p.subjects = append(p.subjects, s)
+		}
+	}
+	return p, nil
+}
+
+// job is one start to be measured.
+type job struct {
+	subject int
+	arm     arm
+	network int // -1 for none
+}
+
+// round lists every start of one round in random order, so that no arm has the
+// machine at its best, nor at its worst.
+func (p plan) round(number int) []job {
+	var jobs []job
+	for s := range p.subjects {
+		for _, a := range p.arms {
+			if a.kind == local {
+				jobs = append(jobs, job{s, a, -1})
+				continue
+			}
+			for n := range p.networks {
+				jobs = append(jobs, job{s, a, n})
+			}
+		}
+	}
+	rng := rand.New(rand.NewPCG(uint64(number), 5))
+	rng.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
+	return jobs
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/apparate/apparate/test/bench/peers"
+	"github.com/apparate/apparate/test/images"
+	"github.com/apparate/apparate/test/tools"
+)
+
+// buildPrograms builds our program and what the nodes run.
+func (b *bench) buildPrograms(ctx context.Context) error {
+	root, err := tools.Root(ctx)
+	if err != nil {
+		return err
+	}
+	b.apparate = filepath.Join(root, "bin", "apparate")
+	if err := tools.GoBuild(ctx, b.progress, "apparate", root, b.apparate, "-ldflags", "-s -w", "./cmd/apparate"); err != nil {
+		return err
+	}
+	if b.tools, err = tools.Ensure(ctx, b.progress, programs()...); err != nil {
+		return err
+	}
+	for _, a := range b.arms {
+		if a.peer == nil {
+			continue
+		}
+		if err := a.peer.Ensure(ctx, b.progress); err != nil {
+			return fmt.Errorf("%s: %w", a.name, err)
+		}
+		b.results.Peers[a.name] = a.peer.Version()
+	}
+	return nil
+}
+
+// prepareImages pushes and converts every image.
+func (b *bench) prepareImages(ctx context.Context) error {
+	cache, err := tools.CacheDir()
+	if err != nil {
+		return err
+	}
+	for i := range b.subjects {
+		if err := b.prepareImage(ctx, cache, &b.subjects[i]); err != nil {
+			return fmt.Errorf("image %s: %w", b.subjects[i].name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) error {
+	img, _, err := images.Build(ctx, s.image, cache, b.progress)
+	if err != nil {
+		return err
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	result := Image{Name: s.name, Layers: len(m.Layers), Variants: map[string]Variant{}}
+	if result.Size, err = images.Size(img); err != nil {
+		return err
+	}
+	plain := b.ref(b.registry.Addr, *s, plainTag)
+	ref, err := name.NewTag(plain)
+	if err != nil {
+		return err
+	}
+	tools.Say(b.progress, "%s: pushing %.1f MB to the registry", s.name, mb(result.Size))
+	if err := remote.Write(ref, img, remote.WithContext(ctx)); err != nil {
+		return err
+	}
+	for _, a := range b.arms {
+		start := time.Now()
+		tag := plainTag
+		switch {
+		case a.peer != nil:
+			if tag, err = a.peer.Convert(ctx, peers.Registry{Addr: b.registry.Addr}, s.spec.Repository, plainTag); err != nil {
+				return fmt.Errorf("converting for %s: %w", a.name, err)
+			}
+		case a.kind == ours:
+			tag = apparateTag
+			if err := b.run(ctx, "convert", plain); err != nil {
+				return err
+			}
+		}
+		s.tags[a.name] = tag
+		if tag == plainTag {
+			continue
+		}
+		v := Variant{Tag: tag, Seconds: time.Since(start).Seconds()}
+		if v.Size, err = b.remoteSize(ctx, *s, tag); err != nil {
+			return err
+		}
+		tools.Say(b.progress, "%s: for %s %.1f MB in %.1f s", s.name, a.name, mb(v.Size), v.Seconds)
+		result.Variants[a.name] = v
+	}
+	b.results.Images = append(b.results.Images, result)
+	return nil
+}
+
+// ref is the name of an image at a registry's address.
+func (b *bench) ref(address string, s subject, tag string) string {
+	return address + "/" + s.spec.Repository + ":" + tag
+}
+
+// remoteSize is what a full pull of a tag fetches.
+func (b *bench) remoteSize(ctx context.Context, s subject, tag string) (int64, error) {
+	ref, err := name.NewTag(b.ref(b.registry.Addr, s, tag))
+	if err != nil {
+		return 0, err
+	}
+	img, err := remote.Image(ref, remote.WithContext(ctx))
+	if err != nil {
+		return 0, err
+	}
+	return images.Size(img)
+}
+
+// run runs our own program and shows its output as progress.
+func (b *bench) run(ctx context.Context, args ...string) error {
+	tools.Say(b.progress, "apparate %s", strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, b.apparate, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(strings.TrimSpace(string(out)) + "\n") {
+		tools.Say(b.progress, "    %s", strings.TrimSuffix(line, "\n"))
+	}
+	if err != nil {
+		return errors.Join(ctx.Err(), fmt.Errorf("apparate %s: %w: %s", args[0], err, strings.TrimSpace(string(out))))
+	}
+	return nil
+}
