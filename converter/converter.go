@@ -152,6 +152,8 @@ type Result struct {
 	BytesIn, BytesOut int64
 	// SourceSize and TargetSize are the compressed sizes of the distinct layers.
 	SourceSize, TargetSize int64
+	// Profiles is how many start-up profiles of the previous image were carried over.
+	Profiles int
 	// Elapsed is how long it took.
 	Elapsed time.Duration
 }

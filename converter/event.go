@@ -35,6 +35,12 @@ const (
 	ManifestPushed EventType = "manifest-pushed"
 	// Tagged: the target is there. [Digest: the target's]
 	Tagged EventType = "tagged"
+	// ProfileCarried: the start-up profile of the image that the tag named before
+	// is the new one's too. [Platform, Digest: the profile's manifest, Reason: how much of it]
+	ProfileCarried EventType = "profile-carried"
+	// ProfileLost: it could not be carried over; the image starts without, until
+	// another is made. [Platform, Digest: the image's manifest, Error: why]
+	ProfileLost EventType = "profile-lost"
 	// UpToDate: there was nothing to do. [Digest: the target's]
 	UpToDate EventType = "up-to-date"
 	// Failed: the conversion ended without a result. [Reason: the fault's kind,

@@ -40,6 +40,7 @@ type job struct {
 	// What has to be in the target before it gets its tag.
 	pushedBlobs     map[string]bool
 	pushedManifests map[string]bool
+	made            []ofPlatform // the images of the result
 
 	mu      sync.Mutex // guards result while layers run
 	result  Result
@@ -111,6 +112,7 @@ func (j *job) publish(ctx context.Context, top pushed) error {
 	}
 	j.result.TargetDigest = top.digest
 	j.emit(Event{Type: Tagged, Digest: top.digest})
+	j.carryProfiles(ctx)
 	return nil
 }
 

@@ -68,7 +68,11 @@ func (j *job) pushImage(ctx context.Context, n *node) (pushed, error) {
 	if err != nil {
 		return pushed{}, err
 	}
-	return j.pushDocument(ctx, n, o, map[string]any{"config": desc, "layers": layers}, ociManifest)
+	p, err := j.pushDocument(ctx, n, o, map[string]any{"config": desc, "layers": layers}, ociManifest)
+	if err == nil {
+		j.made = append(j.made, ofPlatform{platformName(n.platform), p.digest})
+	}
+	return p, err
 }
 
 // pushList writes an index, after its children.

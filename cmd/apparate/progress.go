@@ -45,6 +45,10 @@ func (p *progress) event(e converter.Event) {
 	case converter.LayerRetried:
 		p.line("layer %d of %d: trying again: %s", e.LayerIndex, p.count, e.Error)
 		p.in[e.Layer], p.fresh[e.Layer] = 0, 0
+	case converter.ProfileCarried:
+		p.line("the start-up profile was carried over: %s", e.Reason)
+	case converter.ProfileLost:
+		p.line("the start-up profile could not be carried over: %s", e.Error)
 	default: // the result says the rest
 	}
 	p.update(e.Time)

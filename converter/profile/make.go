@@ -89,4 +89,3 @@ func Manifests(samples []profile.Sample) map[string][]profile.Sample {
 	}
 	return all
 }
-
