@@ -19,7 +19,10 @@ import (
 func tocMember(t testing.TB, header, json string) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	zw := gzip.NewWriter(&b)
+	zw, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	tw := tar.NewWriter(zw)
 	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: header, Size: int64(len(json))}); err != nil {
 		t.Fatal(err)
