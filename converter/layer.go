@@ -202,7 +202,7 @@ func (l *layer) asItIs() converted {
 
 // encodedAnnotations are what a snapshotter learns about the layer.
 func encodedAnnotations(source string, l encode.Layer) map[string]string {
-	return map[string]string{
+	a := map[string]string{
 		image.AnnotationTOCDigest:        l.TOCDigest.String(),
 		image.AnnotationTOCOffset:        strconv.FormatInt(l.TOCOffset, 10),
 		image.AnnotationTOCSize:          strconv.FormatInt(l.TOCSize, 10),
@@ -210,6 +210,12 @@ func encodedAnnotations(source string, l encode.Layer) map[string]string {
 		image.AnnotationUncompressedSize: strconv.FormatInt(l.UncompressedSize, 10),
 		image.AnnotationLayerSource:      source,
 	}
+	if l.IndexDigest != "" {
+		a[image.AnnotationIndexDigest] = l.IndexDigest.String()
+		a[image.AnnotationIndexOffset] = strconv.FormatInt(l.IndexOffset, 10)
+		a[image.AnnotationIndexSize] = strconv.FormatInt(l.IndexSize, 10)
+	}
+	return a
 }
 
 // event fills in what all events of a layer have.

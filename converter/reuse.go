@@ -10,11 +10,14 @@ import (
 // reusable is a layer of the target's previous image.
 type reusable struct{ converted }
 
-// ourLayerKeys are the annotations that a converted layer has.
+// ourLayerKeys are the annotations that a converted layer has, indexKeys those that it
+// has unless it is one that an index cannot describe.
 var ourLayerKeys = [...]string{
 	image.AnnotationTOCDigest, image.AnnotationTOCOffset, image.AnnotationTOCSize,
 	image.AnnotationBlobSize, image.AnnotationUncompressedSize, image.AnnotationLayerSource,
 }
+
+var indexKeys = [...]string{image.AnnotationIndexDigest, image.AnnotationIndexOffset, image.AnnotationIndexSize}
 
 // findReusable lists the layers of the image that the target tag names now, by
 // the layer that each was made from. What cannot be read is not reused: that
@@ -55,6 +58,11 @@ func (j *job) addReusable(d *descriptor, diffID string) {
 			return
 		}
 		ours[k] = v
+	}
+	for _, k := range indexKeys {
+		if v, ok := d.Annotations[k]; ok {
+			ours[k] = v
+		}
 	}
 	if !strings.HasPrefix(d.Digest, "sha256:") {
 		return

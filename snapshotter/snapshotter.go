@@ -203,7 +203,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil {
 		return u, err
 	}
-	k, err := images.KeyOf(src.Digest, src.TOCDigest)
+	k, err := images.KeyOf(src)
 	if err == nil {
 		u.Size += s.cfg.Images.CachedBytes(k)
 	}

@@ -45,7 +45,7 @@ func (f *fakeImages) Add(_ context.Context, src source.Layer) (images.Key, error
 		return "", f.refuse
 	}
 	f.added = append(f.added, src.Digest)
-	return images.KeyOf(src.Digest, src.TOCDigest)
+	return images.KeyOf(src)
 }
 
 func (f *fakeImages) Mount(_ context.Context, layers []source.Layer, keep bool) (string, error) {

@@ -17,7 +17,10 @@ const MaxTagLength = 128
 
 // Format is the value of AnnotationFormat that this version writes. It changes
 // when the same source would be converted to other bytes.
-const Format = "estargz/1"
+//
+//   - estargz/1: eStargz layers, chunks of 256 KiB
+//   - estargz/2: with a layer index behind the TOC (package layerindex)
+const Format = "estargz/2"
 
 // Annotations of an accelerated manifest or index.
 const (
@@ -37,9 +40,15 @@ const (
 	AnnotationUncompressedSize = "io.containers.estargz.uncompressed-size"
 	// AnnotationTOCOffset is where the compressed TOC begins in the blob, decimal bytes.
 	AnnotationTOCOffset = "containerd.io/snapshot/apparate/toc.offset"
-	// AnnotationTOCSize is how many bytes of the blob the compressed TOC takes
-	// (up to the footer), decimal.
+	// AnnotationTOCSize is how many bytes of the blob the compressed TOC takes, decimal.
 	AnnotationTOCSize = "containerd.io/snapshot/apparate/toc.size"
+	// AnnotationIndexDigest is the SHA-256 of the layer index (package layerindex, the
+	// payload). It is there with the next two or not at all.
+	AnnotationIndexDigest = "containerd.io/snapshot/apparate/index.digest"
+	// AnnotationIndexOffset is where the members of the layer index begin in the blob,
+	// AnnotationIndexSize how many bytes of the blob they take; decimal.
+	AnnotationIndexOffset = "containerd.io/snapshot/apparate/index.offset"
+	AnnotationIndexSize   = "containerd.io/snapshot/apparate/index.size"
 	// AnnotationBlobSize is the size of the whole blob in bytes, decimal.
 	AnnotationBlobSize = "containerd.io/snapshot/apparate/blob.size"
 	// AnnotationLayerSource is the digest of the source layer this one was made from.

@@ -2,9 +2,9 @@
 // platform and layer, entry by entry.
 //
 // It reads both images whole. The tars run side by side, and beside them the
-// table of contents (TOC), whose order is the tar's: a scanner reads the tar, a
-// lazy runtime reads the TOC, and only this comparison shows that both see the
-// same files. Every chunk is read once more by its offset, as a runtime would.
+// table of contents (TOC) and the layer index, whose order is the tar's: a scanner
+// reads the tar, a lazy runtime reads the TOC, our own nodes read the index, and only
+// this comparison shows that all see the same files. Every chunk is read once more by its offset, as a runtime would.
 //
 // Memory does not depend on the image; the accelerated layer waits in a
 // temporary file, because its TOC is at its end.
@@ -74,7 +74,8 @@ type Difference struct {
 	// Entry is the name in the tar, where it is about an entry.
 	Entry string `json:"entry,omitempty"`
 	// Field is what differs: "tar: mode" for accelerated tar against source tar,
-	// "TOC: mode" for the TOC against the accelerated tar, "config: env", ...
+	// "TOC: mode" and "index: mode" for the TOC and the layer index against the
+	// accelerated tar, "config: env", ...
 	Field string `json:"field"`
 	Want  string `json:"want"`
 	Got   string `json:"got"`

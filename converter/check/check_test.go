@@ -10,6 +10,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/apparate/apparate/api/image"
+	"github.com/apparate/apparate/api/layerindex"
 	"github.com/apparate/apparate/converter"
 	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/converter/fault"
@@ -179,6 +181,9 @@ func (f *forged) describe() {
 	f.ann[image.AnnotationTOCDigest] = f.l.TOCDigest.String()
 	f.ann[image.AnnotationTOCOffset] = text(f.l.TOCOffset)
 	f.ann[image.AnnotationTOCSize] = text(f.l.TOCSize)
+	f.ann[image.AnnotationIndexDigest] = f.l.IndexDigest.String()
+	f.ann[image.AnnotationIndexOffset] = text(f.l.IndexOffset)
+	f.ann[image.AnnotationIndexSize] = text(f.l.IndexSize)
 	f.ann[image.AnnotationBlobSize] = text(int64(len(f.blob)))
 	f.ann[image.AnnotationUncompressedSize] = text(f.l.UncompressedSize)
 	f.conf["rootfs"].(map[string]any)["diff_ids"] = []string{f.l.DiffID.String()}
@@ -207,10 +212,55 @@ func (f *forged) toc(old, replacement string) {
 		f.t.Fatal(err)
 	}
 	member := gz(f.t, entry.Bytes())
+	index := bytes.Clone(f.blob[f.l.IndexOffset : f.l.IndexOffset+f.l.IndexSize])
 	f.l.TOCDigest, f.l.TOCSize = digest.FromBytes(b), int64(len(member))
-	f.blob = append(append(f.blob[:f.l.TOCOffset:f.l.TOCOffset], member...), encode.Footer(f.l.TOCOffset)...)
+	f.l.IndexOffset = f.l.TOCOffset + f.l.TOCSize
+	f.blob = slices.Concat(f.blob[:f.l.TOCOffset], member, index, encode.Footer(f.l.TOCOffset))
 	plain := gunzip(f.t, f.blob)
 	f.l.UncompressedSize, f.l.DiffID = int64(len(plain)), digest.FromBytes(plain)
+	f.describe()
+}
+
+// index has the index written anew with entries that edit changed.
+func (f *forged) index(edit func(*layerindex.Entry, []layerindex.Chunk)) {
+	f.t.Helper()
+	payload, err := layerindex.Payload(bytes.Clone(f.blob[f.l.IndexOffset : f.l.IndexOffset+f.l.IndexSize]))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	r, err := layerindex.NewReader(payload)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var blocks []byte
+	w, err := layerindex.NewWriter(encode.DefaultChunkSize, func(b []byte) error { blocks = append(blocks, b...); return nil })
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for {
+		var e layerindex.Entry
+		chunks, err := r.Next(&e)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if edit(&e, chunks); e.Type == 0 {
+			continue
+		}
+		if err := w.Add(&e, chunks); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	header, err := w.Close(f.l.TOCOffset)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	payload = append(header, blocks...)
+	members := layerindex.AppendMembers(nil, payload)
+	f.l.IndexDigest, f.l.IndexSize = digest.FromBytes(payload), int64(len(members))
+	f.blob = slices.Concat(f.blob[:f.l.IndexOffset], members, encode.Footer(f.l.TOCOffset))
 	f.describe()
 }
 
@@ -330,14 +380,58 @@ func TestTOCDiffers(t *testing.T) {
 	}
 }
 
+// TestIndexDiffers: tar and TOC are right, and the layer index tells something else.
+func TestIndexDiffers(t *testing.T) {
+	type edit = func(*layerindex.Entry, []layerindex.Chunk)
+	of := func(name string, f edit) edit {
+		return func(e *layerindex.Entry, c []layerindex.Chunk) {
+			if e.Path == name {
+				f(e, c)
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		edit         edit
+		entry, field string
+	}{
+		"mode":         {of("file", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Mode ^= 1 }), "file", "index: mode"},
+		"uid":          {of("file", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.UID++ }), "file", "index: uid"},
+		"gid":          {of("file", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.GID++ }), "file", "index: gid"},
+		"mtime":        {of("last", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Sec++ }), "last", "index: mtime seconds"},
+		"nanoseconds":  {of("last", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Nsec = 0 }), "last", "index: mtime nanoseconds"},
+		"xattr":        {of("file", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Xattrs = nil }), "file", "index: xattr user.a"},
+		"hard link":    {of("hard", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Link = "big" }), "hard", "index: link target"},
+		"device":       {of("dev", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.DevMinor++ }), "dev", "index: device minor"},
+		"name":         {of("sym", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Path = "zym" }), "sym", "index: name"},
+		"type":         {of("sym", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Type, e.Link = layerindex.Fifo, "" }), "sym", "index: type"},
+		"chunk digest": {of("big", func(_ *layerindex.Entry, c []layerindex.Chunk) { c[0].Digest[0]++ }), "big", "index: chunk at 0"},
+		"chunk place":  {of("big", func(_ *layerindex.Entry, c []layerindex.Chunk) { c[len(c)-1].Inner++ }), "big", "index: chunk at 524288"},
+		"one less":     {of("last", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Type = 0 }), "last", "index: entry"},
+		"one gone":     {of("sym", func(e *layerindex.Entry, _ []layerindex.Chunk) { e.Type = 0 }), "sym", "index: name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantDifference(t, checkForged(t, nil, func(f *forged) { f.index(c.edit) }), c.entry, c.field)
+		})
+	}
+}
+
 func TestDescriptionDiffers(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*forged)
 		field  string
 	}{
-		"TOC digest":    {func(f *forged) { f.ann[image.AnnotationTOCDigest] = "sha256:0" }, "annotation " + image.AnnotationTOCDigest},
-		"TOC offset":    {func(f *forged) { f.ann[image.AnnotationTOCOffset] = "1" }, "annotation " + image.AnnotationTOCOffset},
-		"TOC size":      {func(f *forged) { f.ann[image.AnnotationTOCSize] = "1" }, "annotation " + image.AnnotationTOCSize},
+		"TOC digest":   {func(f *forged) { f.ann[image.AnnotationTOCDigest] = "sha256:0" }, "annotation " + image.AnnotationTOCDigest},
+		"TOC offset":   {func(f *forged) { f.ann[image.AnnotationTOCOffset] = "1" }, "annotation " + image.AnnotationTOCOffset},
+		"TOC size":     {func(f *forged) { f.ann[image.AnnotationTOCSize] = "1" }, "annotation " + image.AnnotationTOCSize},
+		"index digest": {func(f *forged) { f.ann[image.AnnotationIndexDigest] = "sha256:0" }, "annotation " + image.AnnotationIndexDigest},
+		"index offset": {func(f *forged) { f.ann[image.AnnotationIndexOffset] = "1" }, "annotation " + image.AnnotationIndexOffset},
+		"index size":   {func(f *forged) { delete(f.ann, image.AnnotationIndexSize) }, "annotation " + image.AnnotationIndexSize},
+		"index hidden": {func(f *forged) {
+			for _, k := range []string{image.AnnotationIndexDigest, image.AnnotationIndexOffset, image.AnnotationIndexSize} {
+				delete(f.ann, k)
+			}
+		}, "annotation " + image.AnnotationTOCSize},
+		"index damaged": {func(f *forged) { f.blob[f.l.IndexOffset+40]++ }, "annotation " + image.AnnotationIndexDigest},
 		"blob size":     {func(f *forged) { delete(f.ann, image.AnnotationBlobSize) }, "annotation " + image.AnnotationBlobSize},
 		"tar size":      {func(f *forged) { f.ann[image.AnnotationUncompressedSize] = "1" }, "annotation " + image.AnnotationUncompressedSize},
 		"layer source":  {func(f *forged) { f.ann[image.AnnotationLayerSource] = "sha256:0" }, "annotation " + image.AnnotationLayerSource},

@@ -166,18 +166,24 @@ func (l *layerCheck) tocHeader(e *tocEntry, h *tar.Header) {
 	if h.Gname != "" {
 		l.differ("TOC: group name", h.Gname, e.GroupName)
 	}
-	want, got := map[string]string{}, map[string]string{}
-	for k, v := range h.PAXRecords {
-		if x, ok := strings.CutPrefix(k, xattrPrefix); ok {
-			want[x] = v
-		}
-	}
+	want, got := tarXattrs(h), map[string]string{}
 	for k, v := range e.Xattrs {
 		got[k] = string(v)
 	}
 	for _, k := range slices.Sorted(maps.Keys(union(want, got))) {
 		l.differ("TOC: xattr "+k, quoted(want, k), quoted(got, k))
 	}
+}
+
+// tarXattrs are the extended attributes of a tar entry.
+func tarXattrs(h *tar.Header) map[string]string {
+	all := map[string]string{}
+	for k, v := range h.PAXRecords {
+		if x, ok := strings.CutPrefix(k, xattrPrefix); ok {
+			all[x] = v
+		}
+	}
+	return all
 }
 
 // contents compares a file's bytes: source, accelerated tar, and chunks by
@@ -207,6 +213,7 @@ func (l *layerCheck) contents(acc, src *tarSide, toc *tocSide, h *tar.Header) (b
 		return false, nil
 	}
 	l.tocHeader(e, h)
+	l.indexEntry(h)
 	if h.Typeflag != tar.TypeReg {
 		return true, nil
 	}

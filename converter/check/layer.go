@@ -86,7 +86,9 @@ type layerCheck struct {
 	file      *os.File // the accelerated layer
 	size      int64
 	tocOffset int64
+	tocEnd    int64  // where the index or the footer begins
 	entry     string // the entry being compared
+	index     indexSide
 }
 
 func (l *layerCheck) differ(field string, want, got any) {
@@ -113,9 +115,10 @@ func (l *layerCheck) footer() bool {
 		return false
 	}
 	l.tocOffset = off
+	l.tocEnd = l.findIndex()
 	for k, want := range map[string]string{
 		image.AnnotationTOCOffset:   strconv.FormatInt(off, 10),
-		image.AnnotationTOCSize:     strconv.FormatInt(l.size-encode.FooterSize-off, 10),
+		image.AnnotationTOCSize:     strconv.FormatInt(l.tocEnd-off, 10),
 		image.AnnotationBlobSize:    strconv.FormatInt(l.size, 10),
 		image.AnnotationLayerSource: l.p.src.Digest.String(),
 	} {
@@ -138,11 +141,12 @@ func (l *layerCheck) compare(ctx context.Context, blob *registry.Blob) error {
 		return nil
 	}
 	acc := newTarSide(gz)
-	toc, err := newTOC(l.file, l.tocOffset, l.size-encode.FooterSize-l.tocOffset)
+	toc, err := newTOC(l.file, l.tocOffset, l.tocEnd-l.tocOffset)
 	if err != nil {
 		l.differ("TOC", "readable", err)
 		return nil
 	}
+	l.index = l.openIndex(l.tocEnd)
 	if err := l.entries(ctx, acc, src, toc); err != nil {
 		return err
 	}
@@ -203,7 +207,8 @@ func (l *layerCheck) entries(ctx context.Context, acc, src *tarSide, toc *tocSid
 				l.differ("tar: entry", nameOf(want), nameOf(got))
 				return nil
 			}
-			return l.tocEnd(toc)
+			l.indexEnd()
+			return l.tocEnds(toc)
 		}
 		l.entry = want.Name
 		if want.Name != got.Name || want.Typeflag != got.Typeflag {
@@ -219,8 +224,8 @@ func (l *layerCheck) entries(ctx context.Context, acc, src *tarSide, toc *tocSid
 	return nil
 }
 
-// tocEnd: when the tar is done the TOC has to be done.
-func (l *layerCheck) tocEnd(toc *tocSide) error {
+// tocEnds: when the tar is done the TOC has to be done.
+func (l *layerCheck) tocEnds(toc *tocSide) error {
 	e, err := toc.next()
 	switch {
 	case errors.Is(err, io.EOF):

@@ -166,6 +166,7 @@ func (l *layerCheck) chunks(toc *tocSide, e *tocEntry, size int64) (string, erro
 		if e.ChunkOffset != at || n <= 0 || n > size-at {
 			return "", fmt.Errorf("a chunk has the bytes from %d to %d, where those from %d of %d belong", e.ChunkOffset, e.ChunkOffset+n, at, size)
 		}
+		l.indexChunk(e, n)
 		h := sha256.New()
 		if err := toc.m.chunk(io.MultiWriter(h, whole), e.Offset, e.InnerOffset, n); err != nil {
 			return "", fmt.Errorf("chunk at %d: %w", at, err)

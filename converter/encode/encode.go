@@ -7,7 +7,7 @@
 //
 // The layer is a row of gzip members:
 //
-//	[headers][chunk + padding + headers]...[tail headers][TOC tar entry + tar end][footer]
+//	[headers][chunk + padding + headers]...[tail headers][TOC tar entry + tar end][index]...[footer]
 //
 // A member begins at the payload of a file, so that its TOC offset needs no
 // inner offset; large files begin a member at every ChunkSize bytes. Files that
@@ -15,6 +15,9 @@
 // directory of small files is then one request and compresses well. A run of
 // headers without content (directories, links) is cut into members of its own
 // when it gets long; readers see them as the tail of the member before.
+//
+// The index says what the TOC says once more, for our own nodes (package
+// layerindex). Its members are empty: the tar does not have it.
 //
 // # What is kept
 //
@@ -31,7 +34,8 @@
 //
 // One goroutine reads the tar and fills members, Workers compress them, one
 // goroutine writes them in order. The number of members is fixed, so memory is
-// the same for every layer; the TOC goes to a temporary file once it is long.
+// the same for every layer; the TOC and the index go to temporary files once they are
+// long.
 // What grows is 16 bytes or so for each entry, to notice hard links that lead
 // nowhere.
 package encode
@@ -75,7 +79,7 @@ type Options struct {
 	Level int
 	// Workers is how many members are compressed at once. 0 means GOMAXPROCS.
 	Workers int
-	// TempDir is where a long TOC waits; empty means the system's.
+	// TempDir is where a long TOC and index wait; empty means the system's.
 	TempDir string
 }
 
@@ -87,8 +91,13 @@ type Layer struct {
 	// Size is the blob's length, UncompressedSize that of its tar, in bytes.
 	Size, UncompressedSize int64
 	// TOCOffset and TOCSize say where in the blob the compressed TOC is; the
-	// footer follows it.
+	// index and the footer follow it.
 	TOCOffset, TOCSize int64
+	// IndexDigest is the SHA-256 of the layer index, IndexOffset and IndexSize say where
+	// in the blob its members are. All are zero for a layer that an index cannot
+	// describe: nodes use the TOC then.
+	IndexDigest            digest.Digest
+	IndexOffset, IndexSize int64
 	// Entries is the number of tar entries that the TOC lists, chunks not counted.
 	Entries int
 }
@@ -106,7 +115,10 @@ func Encode(ctx context.Context, dst io.Writer, tar io.Reader, o Options) (Layer
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	p := newPipeline(ctx, o)
-	out := newSink(dst, o)
+	out, err := newSink(dst, o)
+	if err != nil {
+		return Layer{}, err
+	}
 	defer out.close()
 	for range o.Workers {
 		g.Go(p.compress)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,9 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/apparate/apparate/api/layerindex"
+	nodetoc "github.com/apparate/apparate/snapshotter/toc"
 )
 
 // encoded runs Encode and checks what holds for every layer: the sizes and
@@ -44,15 +48,40 @@ func checkLayer(t testing.TB, blob []byte, l Layer) {
 		{"Digest", l.Digest, digest.FromBytes(blob)},
 		{"UncompressedSize", l.UncompressedSize, int64(len(plain))},
 		{"DiffID", l.DiffID, digest.FromBytes(plain)},
-		{"TOCOffset+TOCSize", l.TOCOffset + l.TOCSize, l.Size - FooterSize},
+		{"TOCOffset+TOCSize+IndexSize", l.TOCOffset + l.TOCSize + l.IndexSize, l.Size - FooterSize},
 		{"TOCDigest", l.TOCDigest, digest.FromBytes(bytes.TrimRight(toc, "\x00"))},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s = %v, want %v", c.what, c.got, c.want)
 		}
 	}
-	if off, err := ParseFooter(blob[l.TOCOffset+l.TOCSize:]); err != nil || off != l.TOCOffset {
+	if off, err := ParseFooter(blob[len(blob)-FooterSize:]); err != nil || off != l.TOCOffset {
 		t.Errorf("footer says %d, %v; want %d", off, err, l.TOCOffset)
+	}
+	if l.IndexDigest == "" {
+		if l.IndexSize != 0 || l.IndexOffset != 0 {
+			t.Errorf("an index at %d+%d without digest", l.IndexOffset, l.IndexSize)
+		}
+		return
+	}
+	if l.IndexOffset != l.TOCOffset+l.TOCSize {
+		t.Errorf("the index is at %d, the TOC ends at %d", l.IndexOffset, l.TOCOffset+l.TOCSize)
+	}
+	payload, err := layerindex.Payload(bytes.Clone(blob[l.IndexOffset : l.IndexOffset+l.IndexSize]))
+	if err != nil || digest.FromBytes(payload) != l.IndexDigest {
+		t.Errorf("index: %v, digest %s, want %s", err, digest.FromBytes(payload), l.IndexDigest)
+	}
+	// Both ways to the node's index are one.
+	fromTOC, err := nodetoc.Parse(blob[l.TOCOffset:l.TOCOffset+l.TOCSize], l.TOCDigest, l.TOCOffset)
+	if err != nil {
+		return // nodes refuse the layer
+	}
+	fromIndex, err := nodetoc.ParseIndex(payload, l.IndexDigest)
+	if err != nil {
+		t.Fatalf("index: %v", err)
+	}
+	if !reflect.DeepEqual(fromTOC, fromIndex) {
+		t.Errorf("the index says other things than the TOC:\n%+v\n%+v", fromIndex, fromTOC)
 	}
 }
 

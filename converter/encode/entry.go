@@ -2,6 +2,7 @@ package encode
 
 import (
 	"archive/tar"
+	"crypto/sha256"
 	"fmt"
 	"hash"
 	"hash/maphash"
@@ -39,6 +40,10 @@ type entry struct {
 	ChunkOffset int64             `json:"chunkOffset,omitempty"`
 	ChunkSize   int64             `json:"chunkSize,omitempty"`
 	ChunkDigest string            `json:"chunkDigest,omitempty"`
+
+	// when and sum are ModTime and ChunkDigest as the layer index has them.
+	when time.Time
+	sum  [sha256.Size]byte
 }
 
 // file is a regular file whose chunks are under way.
@@ -66,6 +71,7 @@ func newEntry(h *tar.Header) (*entry, error) {
 		GID:       h.Gid,
 		UserName:  h.Uname,
 		GroupName: h.Gname,
+		when:      h.ModTime,
 	}
 	for k, v := range h.PAXRecords {
 		if name, ok := strings.CutPrefix(k, xattrPrefix); ok {

@@ -19,14 +19,19 @@ type sink struct {
 	tar   hash.Hash // of the uncompressed bytes
 	off   int64     // compressed bytes so far
 	size  int64     // uncompressed bytes so far
-	toc   *spool
+	toc   *tocWriter
+	index *indexWriter
 	names owners
 	o     Options
 	n     int
 }
 
-func newSink(dst io.Writer, o Options) *sink {
-	return &sink{dst: dst, blob: sha256.New(), tar: sha256.New(), toc: newSpool(o.TempDir), o: o}
+func newSink(dst io.Writer, o Options) (*sink, error) {
+	index, err := newIndexWriter(o)
+	if err != nil {
+		return nil, err
+	}
+	return &sink{dst: dst, blob: sha256.New(), tar: sha256.New(), toc: newTOCWriter(o.TempDir), index: index, o: o}, nil
 }
 
 // Write appends compressed bytes to the blob.
@@ -57,7 +62,7 @@ func (s *sink) member(m *member) error {
 	for _, i := range m.items {
 		var err error
 		if i.entry != nil {
-			err = s.list(i.entry)
+			err = s.list(i.entry, nil)
 		} else {
 			err = s.piece(m, &m.pieces[i.piece], off)
 		}
@@ -77,6 +82,7 @@ func (s *sink) piece(m *member, p *piece, off int64) error {
 		Offset: off, InnerOffset: int64(p.start),
 		ChunkOffset: int64(len(f.chunks)) * s.o.ChunkSize,
 		ChunkDigest: sha256Digest(p.digest[:]),
+		sum:         p.digest,
 	}
 	// An absent size means "up to the end of the file", as stargz's own writer
 	// has it.
@@ -104,7 +110,7 @@ func (s *sink) file(f *file, sum string) error {
 	e.Offset, e.InnerOffset = first.Offset, first.InnerOffset
 	e.ChunkSize, e.ChunkDigest = first.ChunkSize, first.ChunkDigest
 	e.Digest = sum
-	if err := s.list(e); err != nil {
+	if err := s.list(e, f.chunks); err != nil {
 		return err
 	}
 	for i := range f.chunks[1:] {
@@ -116,45 +122,57 @@ func (s *sink) file(f *file, sum string) error {
 	return nil
 }
 
-// list adds an entry that is no chunk.
-func (s *sink) list(e *entry) error {
+// list adds an entry that is no chunk, to the index with its chunks.
+func (s *sink) list(e *entry, chunks []entry) error {
 	s.n++
 	s.names.shorten(e)
+	if err := s.index.entry(e, chunks); err != nil {
+		return err
+	}
 	return s.toc.entry(e)
 }
 
-// finish writes the TOC and the footer, and tells what came of it.
+// finish writes the TOC, the index and the footer, and tells what came of it.
 func (s *sink) finish() (Layer, error) {
 	tocOffset := s.off
-	tocDigest, size, err := s.toc.end()
+	tocDigest, err := s.toc.end()
 	if err != nil {
 		return Layer{}, err
 	}
-	if err := s.writeTOC(size); err != nil {
+	if err := s.writeTOC(); err != nil {
 		return Layer{}, err
 	}
-	tocSize := s.off - tocOffset
+	indexOffset := s.off
+	indexDigest, indexSize, err := s.index.writeTo(s, tocOffset)
+	if err != nil {
+		return Layer{}, err
+	}
+	if indexSize == 0 {
+		indexOffset = 0
+	}
 	if _, err := s.Write(Footer(tocOffset)); err != nil {
 		return Layer{}, err
 	}
-	return Layer{
+	l := Layer{
 		Digest: digest.NewDigest(digest.SHA256, s.blob), DiffID: digest.NewDigest(digest.SHA256, s.tar),
 		TOCDigest: tocDigest, Size: s.off, UncompressedSize: s.size,
-		TOCOffset: tocOffset, TOCSize: tocSize, Entries: s.n,
-	}, nil
+		TOCOffset: tocOffset, TOCSize: s.off - tocOffset - indexSize - FooterSize, Entries: s.n,
+		IndexDigest: indexDigest, IndexOffset: indexOffset, IndexSize: indexSize,
+	}
+	return l, nil
 }
 
 // writeTOC writes the last member: the TOC as a tar entry, and the end of the tar.
-func (s *sink) writeTOC(size int64) error {
+func (s *sink) writeTOC() error {
 	zw, err := gzip.NewWriterLevel(s, s.o.Level)
 	if err != nil {
 		return err
 	}
 	tw := tar.NewWriter(io.MultiWriter(zw, uncompressed{s}))
-	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: TOCName, Size: size, Mode: 0o444}); err != nil {
+	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: TOCName, Size: s.toc.size, Mode: 0o444}); err != nil {
 		return err
 	}
-	if err := s.toc.copyTo(tw); err != nil {
+	if _, err := io.Copy(tw, s.toc.open()); err != nil {
 		return err
 	}
 	if err := tw.Close(); err != nil {
@@ -163,7 +181,10 @@ func (s *sink) writeTOC(size int64) error {
 	return zw.Close()
 }
 
-func (s *sink) close() { s.toc.close() }
+func (s *sink) close() {
+	s.toc.close()
+	s.index.close()
+}
 
 func sha256Digest(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
 

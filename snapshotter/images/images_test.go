@@ -237,7 +237,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	for _, d := range []digest.Digest{"sha512:" + digest.Digest(strings.Repeat("0", 128)), "nonsense", "sha256:abc"} {
-		if _, err := KeyOf(d, good.TOCDigest); err == nil {
+		if _, err := KeyOf(source.Layer{Digest: d, TOCDigest: good.TOCDigest}); err == nil {
 			t.Errorf("%q names a layer", d)
 		}
 	}
@@ -316,11 +316,11 @@ func TestAdopt(t *testing.T) {
 	if _, err := m.Mount(t.Context(), []source.Layer{l, empty}, false); err != nil {
 		t.Fatal(err)
 	}
-	key, err := KeyOf(l.Digest, l.TOCDigest)
+	key, err := KeyOf(l)
 	if err != nil {
 		t.Fatal(err)
 	}
-	none, err := KeyOf(empty.Digest, empty.TOCDigest)
+	none, err := KeyOf(empty)
 	if err != nil {
 		t.Fatal(err)
 	}

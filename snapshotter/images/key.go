@@ -12,26 +12,36 @@ import (
 	"github.com/apparate/apparate/snapshotter/toc"
 )
 
-// Key names a layer: its blob digest and the first 16 hex digits of its TOC
-// digest. The TOC is part of the name because it decides the layout of the
-// layer's address space: two manifests that pair one blob with different TOCs
-// must not share a cache entry.
+// Key names a layer: its blob digest and the first 16 hex digits of its TOC digest, and
+// of its index digest if it has an index. Those are part of the name because they decide
+// the layout of the layer's address space: two manifests that pair one blob with
+// different TOCs or indexes must not share a cache entry.
 type Key string
 
-// KeyOf returns the key of the layer with these digests, both sha256.
-func KeyOf(blob, tocDigest digest.Digest) (Key, error) {
-	if tocDigest == "" {
+// KeyOf returns the key of a layer. Its digests have to be sha256.
+func KeyOf(l source.Layer) (Key, error) {
+	if l.TOCDigest == "" {
 		return "", toc.ErrNoDigest
 	}
-	for _, d := range []digest.Digest{blob, tocDigest} {
+	digests := []digest.Digest{l.Digest, l.TOCDigest}
+	if l.IndexDigest != "" {
+		digests = append(digests, l.IndexDigest)
+	}
+	key := ""
+	for _, d := range digests {
 		if err := d.Validate(); err != nil {
 			return "", fmt.Errorf("layer digest %q: %w", d, err)
 		}
 		if d.Algorithm() != digest.SHA256 {
 			return "", errors.New("layer digest " + d.String() + ": only sha256 is supported")
 		}
+		if key == "" {
+			key = d.Encoded()
+		} else {
+			key += "-" + d.Encoded()[:16]
+		}
 	}
-	return Key(blob.Encoded() + "-" + tocDigest.Encoded()[:16]), nil
+	return Key(key), nil
 }
 
 // keysOf returns the keys of layers, in their order.
@@ -39,7 +49,7 @@ func keysOf(layers []source.Layer) ([]Key, error) {
 	keys := make([]Key, len(layers))
 	for i, l := range layers {
 		var err error
-		if keys[i], err = KeyOf(l.Digest, l.TOCDigest); err != nil {
+		if keys[i], err = KeyOf(l); err != nil {
 			return nil, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/layer"
 	"github.com/apparate/apparate/snapshotter/source"
 	"github.com/apparate/apparate/snapshotter/toc"
@@ -18,7 +19,8 @@ import (
 
 // Files of a layer in its cache directory.
 const (
-	tocFile    = "toc"
+	tocFile    = "toc"   // of a layer without index
+	indexFile  = "index" // its payload
 	recordFile = "layer.json"
 )
 
@@ -29,8 +31,12 @@ type record struct {
 	Digest    digest.Digest `json:"digest"`
 	TOCDigest digest.Digest `json:"tocDigest"`
 	TOCOffset int64         `json:"tocOffset"`
-	BlobSize  int64         `json:"blobSize"`
-	DataSize  int64         `json:"dataSize"`
+	// IndexDigest is empty where the manifest names no index. Indexed says that it was
+	// good, and is on disk instead of the TOC.
+	IndexDigest digest.Digest `json:"indexDigest,omitempty"`
+	Indexed     bool          `json:"indexed,omitempty"`
+	BlobSize    int64         `json:"blobSize"`
+	DataSize    int64         `json:"dataSize"`
 }
 
 // entry is a row of the table: a layer that may not be loaded yet.
@@ -79,12 +85,20 @@ func (e *entry) load(ctx context.Context, m *Manager, src *source.Layer) error {
 	return m.start(e, rec, idx)
 }
 
-// fromDisk reads what an earlier Add kept. The TOC is verified anew: a
-// directory on disk is no more trusted than a registry.
+// fromDisk reads what an earlier Add kept. It is verified anew: a directory on
+// disk is no more trusted than a registry.
 func (m *Manager) fromDisk(key Key) (record, *toc.Index, error) {
 	rec, err := m.record(key)
 	if err != nil {
 		return rec, nil, err
+	}
+	if rec.Indexed {
+		payload, err := m.cfg.Cache.ReadFile(string(key), indexFile)
+		if err != nil {
+			return rec, nil, err
+		}
+		idx, err := toc.ParseIndex(payload, rec.IndexDigest)
+		return rec, idx, err
 	}
 	raw, err := m.cfg.Cache.ReadFile(string(key), tocFile)
 	if err != nil {
@@ -94,37 +108,56 @@ func (m *Manager) fromDisk(key Key) (record, *toc.Index, error) {
 	return rec, idx, err
 }
 
-// fromRegistry fetches the TOC with one range request and keeps it.
+// fromRegistry fetches the index, or else the TOC, with one range request and keeps it.
 func (m *Manager) fromRegistry(ctx context.Context, key Key, src source.Layer) (record, *toc.Index, error) {
 	blob, err := m.cfg.Open(ctx, src.Ref, src.Digest, src.BlobSize)
 	if err != nil {
 		return record{}, nil, err
 	}
 	defer func() { _ = blob.Close() }() // the layer opens its own
-	raw, off, idx, err := toc.Load(ctx, blob, src.TOCDigest, toc.Hint{Offset: src.TOCOffset, Size: src.TOCSize})
+	rec := record{Ref: src.Ref, Digest: src.Digest, TOCDigest: src.TOCDigest, IndexDigest: src.IndexDigest, BlobSize: blob.Size()}
+	raw, idx, err := m.describe(ctx, blob, src, &rec)
 	if err == nil {
 		err = check(idx)
 	}
 	if err != nil {
 		return record{}, nil, fmt.Errorf("layer %s: %w", src.Digest, err)
 	}
-	rec := record{
-		Ref: src.Ref, Digest: src.Digest, TOCDigest: src.TOCDigest,
-		TOCOffset: off, BlobSize: blob.Size(), DataSize: idx.DataSize,
-	}
+	rec.DataSize = idx.DataSize
 	b, err := json.Marshal(rec)
 	if err != nil {
 		return record{}, nil, err
 	}
+	file := tocFile
+	if rec.Indexed {
+		file = indexFile
+	}
 	// The record is written last: it says that the rest is there. A layer that
 	// cannot be kept cannot be served after a restart, so it is not lazy.
-	if err := m.cfg.Cache.WriteFile(string(key), tocFile, raw); err != nil {
+	if err := m.cfg.Cache.WriteFile(string(key), file, raw); err != nil {
 		return record{}, nil, fmt.Errorf("keep the table of contents of %s: %w", src.Digest, err)
 	}
 	if err := m.cfg.Cache.WriteFile(string(key), recordFile, b); err != nil {
 		return record{}, nil, fmt.Errorf("keep the record of %s: %w", src.Digest, err)
 	}
 	return rec, idx, nil
+}
+
+// describe returns the layer's index and what is to be kept of it, and notes in rec
+// which of the two forms that is.
+func (m *Manager) describe(ctx context.Context, blob fetch.Blob, src source.Layer, rec *record) ([]byte, *toc.Index, error) {
+	if src.IndexDigest != "" {
+		payload, idx, err := toc.LoadIndex(ctx, blob, src.IndexDigest, toc.Hint{Offset: src.IndexOffset, Size: src.IndexSize})
+		var bad *toc.Error
+		if !errors.As(err, &bad) {
+			rec.Indexed = true
+			return payload, idx, err
+		}
+		m.log.Warn("layer index is unusable, reading the table of contents", "layer", src.Digest, "error", err)
+	}
+	raw, off, idx, err := toc.Load(ctx, blob, src.TOCDigest, toc.Hint{Offset: src.TOCOffset, Size: src.TOCSize})
+	rec.TOCOffset = off
+	return raw, idx, err
 }
 
 // check says whether the layer can be served and merged. Later is too late:
@@ -197,7 +230,7 @@ func (m *Manager) record(key Key) (record, error) {
 	if err := json.Unmarshal(b, &rec); err != nil {
 		return rec, fmt.Errorf("%s: %w", recordFile, err)
 	}
-	if k, err := KeyOf(rec.Digest, rec.TOCDigest); err != nil || k != key {
+	if k, err := KeyOf(source.Layer{Digest: rec.Digest, TOCDigest: rec.TOCDigest, IndexDigest: rec.IndexDigest}); err != nil || k != key {
 		return rec, fmt.Errorf("%s is of another layer", recordFile)
 	}
 	return rec, nil

@@ -11,7 +11,8 @@
 // Below Config.Root:
 //
 //	blobs/               where the FUSE file system of blob files is mounted (0700)
-//	layers/<key>/        one layer: toc, layer.json, data, state (package cache)
+//	layers/<key>/        one layer: toc, layer.json, data, state (package cache);
+//	                     index instead of toc where the layer has one
 //	images/<id>/         one chain: meta.erofs, image.json, fs (the mount point)
 package images
 
@@ -136,11 +137,11 @@ func (m *Manager) Close() error {
 	return first
 }
 
-// Add makes the layer src ready to be mounted and read: its table of contents
-// is on disk, verified against src.TOCDigest. Only the first call for a layer
+// Add makes the layer src ready to be mounted and read: its index or its table of
+// contents is on disk, verified against src.IndexDigest or src.TOCDigest. Only the first call for a layer
 // asks the registry, and parallel calls share that one request.
 func (m *Manager) Add(ctx context.Context, src source.Layer) (Key, error) {
-	key, err := KeyOf(src.Digest, src.TOCDigest)
+	key, err := KeyOf(src)
 	if err != nil {
 		return "", err
 	}

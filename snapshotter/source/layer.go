@@ -67,6 +67,11 @@ type Layer struct {
 	// bytes: both or neither. They are a hint, the TOC digest is the proof.
 	TOCOffset int64 `json:"tocOffset,omitempty"`
 	TOCSize   int64 `json:"tocSize,omitempty"`
+	// IndexDigest is that of the layer index (package layerindex), IndexOffset and
+	// IndexSize are where it is in the blob, in bytes: all or none.
+	IndexDigest digest.Digest `json:"indexDigest,omitempty"`
+	IndexOffset int64         `json:"indexOffset,omitempty"`
+	IndexSize   int64         `json:"indexSize,omitempty"`
 	// BlobSize is the length of the blob in bytes.
 	BlobSize int64 `json:"blobSize,omitempty"`
 }
@@ -111,10 +116,15 @@ func (l *Layer) annotate(a map[string]string) error {
 	if err := readDigest(a, &l.TOCDigest, image.AnnotationTOCDigest); err != nil {
 		return err
 	}
+	if err := readDigest(a, &l.IndexDigest, image.AnnotationIndexDigest); err != nil {
+		return err
+	}
 	for key, to := range map[string]*int64{
-		image.AnnotationTOCOffset: &l.TOCOffset,
-		image.AnnotationTOCSize:   &l.TOCSize,
-		image.AnnotationBlobSize:  &l.BlobSize,
+		image.AnnotationTOCOffset:   &l.TOCOffset,
+		image.AnnotationTOCSize:     &l.TOCSize,
+		image.AnnotationIndexOffset: &l.IndexOffset,
+		image.AnnotationIndexSize:   &l.IndexSize,
+		image.AnnotationBlobSize:    &l.BlobSize,
 	} {
 		s, ok := a[key]
 		if !ok {
@@ -126,14 +136,24 @@ func (l *Layer) annotate(a map[string]string) error {
 		}
 		*to = int64(v)
 	}
-	// An empty layer has its TOC at offset 0.
-	_, hasOffset := a[image.AnnotationTOCOffset]
-	if hasOffset != (l.TOCSize != 0) {
-		return fmt.Errorf("%w %s: it needs %s", ErrBadLabel, image.AnnotationTOCOffset, image.AnnotationTOCSize)
+	if err := l.inBlob(a, image.AnnotationTOCOffset, image.AnnotationTOCSize, l.TOCOffset, l.TOCSize); err != nil {
+		return err
 	}
-	if l.BlobSize != 0 && (l.TOCSize > l.BlobSize || l.TOCOffset > l.BlobSize-l.TOCSize) {
-		return fmt.Errorf("%w %s: the TOC (%d bytes from %d) is outside the blob of %d bytes",
-			ErrBadLabel, image.AnnotationTOCOffset, l.TOCSize, l.TOCOffset, l.BlobSize)
+	if (l.IndexDigest != "") != (l.IndexSize != 0) {
+		return fmt.Errorf("%w %s: it needs %s, and that needs it", ErrBadLabel, image.AnnotationIndexDigest, image.AnnotationIndexSize)
+	}
+	return l.inBlob(a, image.AnnotationIndexOffset, image.AnnotationIndexSize, l.IndexOffset, l.IndexSize)
+}
+
+// inBlob makes sure that of an offset and a size both are there or neither is, and that
+// they are a part of the blob.
+func (l *Layer) inBlob(a map[string]string, offsetKey, sizeKey string, offset, size int64) error {
+	// An empty layer has its TOC at offset 0.
+	if _, hasOffset := a[offsetKey]; hasOffset != (size != 0) {
+		return fmt.Errorf("%w %s: it needs %s", ErrBadLabel, offsetKey, sizeKey)
+	}
+	if l.BlobSize != 0 && (size > l.BlobSize || offset > l.BlobSize-size) {
+		return fmt.Errorf("%w %s: %d bytes from %d are outside the blob of %d bytes", ErrBadLabel, offsetKey, size, offset, l.BlobSize)
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/apparate/apparate/api/image"
+	"github.com/apparate/apparate/api/layerindex"
 	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/snapshotter/toc"
 )
@@ -42,7 +44,7 @@ import (
 var update = flag.Bool("update", false, "write the samples of the current version anew")
 
 // current is the directory of the format that image.Format names.
-const current = "testdata/v1"
+const current = "testdata/v2"
 
 // samples are the layers that are kept, and how they are encoded.
 func samples() map[string]struct {
@@ -178,7 +180,7 @@ func tocJSON(t *testing.T, blob []byte, l encode.Layer) []byte {
 
 // TestSameBytes: today's encoder writes the samples of the current version.
 func TestSameBytes(t *testing.T) {
-	if want := "estargz/1"; image.Format != want {
+	if want := "estargz/2"; image.Format != want {
 		t.Fatalf("image.Format is %q: give it samples of its own, and this test the new directory", image.Format)
 	}
 	for name, s := range samples() {
@@ -261,6 +263,15 @@ func TestKeptByOurReader(t *testing.T) {
 			x, err := toc.Parse(blob[l.TOCOffset:l.TOCOffset+l.TOCSize], l.TOCDigest, l.TOCOffset)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if l.IndexDigest != "" {
+				payload, err := layerindex.Payload(bytes.Clone(blob[l.IndexOffset : l.IndexOffset+l.IndexSize]))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if fast, err := toc.ParseIndex(payload, l.IndexDigest); err != nil || !reflect.DeepEqual(fast, x) {
+					t.Errorf("the layer index is not the TOC, %v", err)
+				}
 			}
 			if len(x.Entries) != l.Entries {
 				t.Errorf("%d entries, want %d", len(x.Entries), l.Entries)

@@ -167,7 +167,7 @@ func (w *world) locate(t *testing.T, l nodesource.Layer) {
 	if err := blob.Close(); err != nil {
 		t.Fatal(err)
 	}
-	key, err := images.KeyOf(l.Digest, l.TOCDigest)
+	key, err := images.KeyOf(l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +184,7 @@ func (w *world) unknown() []nodesource.Layer {
 	layers := slices.Clone(w.layers)
 	for i := range layers {
 		layers[i].TOCOffset, layers[i].TOCSize, layers[i].BlobSize = 0, 0, 0
+		layers[i].IndexDigest, layers[i].IndexOffset, layers[i].IndexSize = "", 0, 0
 	}
 	return layers
 }
