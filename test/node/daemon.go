@@ -9,10 +9,10 @@ import (
 type Daemon struct{ p *process }
 
 // StartDaemon runs argv, whose output is appended to the file log, with the directories
-// path before those of PATH. It ends with this process, if nobody stops it before. The
-// name is for messages.
+// path before those of PATH, as Options.Path has them. It ends with this process, if
+// nobody stops it before. The name is for messages.
 func StartDaemon(name, log string, path []string, argv ...string) (*Daemon, error) {
-	p, err := startProcess(name, log, path, argv...)
+	p, err := startProcess(name, log, environment(path), argv...)
 	if err != nil {
 		return nil, err
 	}

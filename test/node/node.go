@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,10 +42,12 @@ type Options struct {
 	SnapshotterArgs []string
 	// Registries are host:port addresses that are reached over plain HTTP.
 	Registries []string
-	// Config is added to containerd's configuration, and Path before what containerd
-	// and the programs it starts find in PATH: for snapshotters that are not ours.
+	// Config is added to containerd's configuration: for snapshotters that are not ours.
 	Config string
-	Path   []string
+	// Path are directories in which containerd, and what it starts, looks for programs
+	// before those of PATH. Without any it decompresses by itself, whatever else the
+	// machine has: two machines measure the same.
+	Path []string
 	// SnapshotDirs are further directories that lower directories of overlay mounts
 	// may be relative to; see Container.RootMount.
 	SnapshotDirs []string
@@ -103,11 +106,19 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	var err error
 	// containerd looks for the shim beside itself first, and then in PATH.
-	n.containerd, err = startProcess("containerd", n.logFile("containerd"), n.o.Path, n.o.Tools[tools.Containerd], "--config", config, "--log-level", "warn")
+	n.containerd, err = startProcess("containerd", n.logFile("containerd"), environment(n.o.Path), n.o.Tools[tools.Containerd], "--config", config, "--log-level", "warn")
 	if err != nil {
 		return err
 	}
 	return n.containerd.answers(ctx, "unix", n.ContainerdSocket())
+}
+
+// environment is that of a containerd with the directories path before those of PATH.
+func environment(path []string) []string {
+	if len(path) == 0 { // containerd, pkg/archive/compression
+		return []string{"CONTAINERD_DISABLE_IGZIP=1", "CONTAINERD_DISABLE_PIGZ=1"}
+	}
+	return []string{"PATH=" + strings.Join(append(slices.Clone(path), os.Getenv("PATH")), string(os.PathListSeparator))}
 }
 
 // ContainerdSocket is where containerd answers.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,17 +26,15 @@ type process struct {
 }
 
 // startProcess runs argv as a daemon whose output is appended to the file log, with
-// the directories path before those of PATH.
-func startProcess(name, log string, path []string, argv ...string) (*process, error) {
+// env ("NAME=value") added to our environment.
+func startProcess(name, log string, env []string, argv ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	p := &process{name: name, log: log, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	if len(path) > 0 {
-		p.cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(slices.Clone(path), os.Getenv("PATH")), string(os.PathListSeparator)))
-	}
+	p.cmd.Env = append(os.Environ(), env...)
 	// A group of its own, so that an interrupt at the terminal reaches us alone
 	// and we stop things in order; and the end of this test or demo, however it
 	// comes, is the daemon's end.

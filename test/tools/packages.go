@@ -35,6 +35,7 @@ func packages() []unpacked {
 		{name: Containerd16, dir: "containerd-debian12", release: "bookworm", pkg: "containerd", path: "usr/bin/containerd", test: "--version", lacks: libc},
 		{name: Containerd14, dir: "containerd-debian11", release: "bullseye", pkg: "containerd", path: "usr/bin/containerd", test: "--version", lacks: libc},
 		{name: MkfsErofs, dir: "erofs-utils-debian13", release: "trixie", pkg: "erofs-utils", path: "usr/bin/mkfs.erofs", test: "--version", whole: true},
+		{name: Igzip, dir: "isal-debian", pkg: "isal", path: "usr/bin/igzip", test: "--version", whole: true},
 		// It needs libc6 and zlib1g, which dpkg itself depends on.
 		{name: Unpigz, dir: "pigz-debian", pkg: "pigz", path: "usr/bin/unpigz", test: "--version", lacks: "zlib1g"},
 	}

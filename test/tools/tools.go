@@ -56,7 +56,9 @@ const (
 	SociSnapshotter = "soci-snapshotter-grpc"
 	// MkfsErofs is Debian 13's: containerd's EROFS snapshotter wants 1.8.2 or newer.
 	MkfsErofs = "mkfs.erofs"
-	// Unpigz is found by containerd in PATH, and unpacks gzip beside the rest of its work.
+	// Igzip and Unpigz decompress gzip in a process of their own, for whoever looks for
+	// them in PATH: containerd takes the first of these that it finds.
+	Igzip  = "igzip"
 	Unpigz = "unpigz"
 )
 

@@ -15,14 +15,14 @@ import (
 
 // TestEnsure proves that every program runs and is the pinned version.
 func TestEnsure(t *testing.T) {
-	paths, err := Ensure(t.Context(), t.Output(), append(All(), Nft, CNI, Helm, Containerd17, Containerd16, Containerd14, MkfsErofs, Unpigz)...)
+	paths, err := Ensure(t.Context(), t.Output(), append(All(), Nft, CNI, Helm, Containerd17, Containerd16, Containerd14, MkfsErofs, Igzip, Unpigz)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
 		Containerd: "v2.", Shim: "v2.", Ctr: "v2.", Runc: "runc version", Nft: "nftables v", CNI: "v1.9.1", Helm: "v4.3.1",
 		Containerd17: " v1.7.35", Containerd16: " 1.6.20~ds1", Containerd14: " 1.4.13~ds1",
-		MkfsErofs: "mkfs.erofs (erofs-utils) 1.8.", Unpigz: "pigz 2.",
+		MkfsErofs: "mkfs.erofs (erofs-utils) 1.8.", Igzip: "igzip", Unpigz: "pigz 2.",
 	} {
 		flag := "--version"
 		switch name {

@@ -23,15 +23,16 @@ const strong = `
 `
 
 // Overlayfs is containerd's default snapshotter in its strong form: parallel downloads
-// and unpacks, and unpigz, which containerd uses for gzip where it finds it.
+// and unpacks, and igzip, which containerd uses where it finds it and which its
+// documentation says is the fastest.
 type Overlayfs struct{ paths map[string]string }
 
 // Name is "overlayfs-strong".
 func (*Overlayfs) Name() string { return "overlayfs-strong" }
 
-// Ensure takes unpigz out of its package.
+// Ensure takes igzip out of its package.
 func (p *Overlayfs) Ensure(ctx context.Context, progress io.Writer) (err error) {
-	p.paths, err = tools.Ensure(ctx, progress, tools.Containerd, tools.Unpigz)
+	p.paths, err = tools.Ensure(ctx, progress, tools.Containerd, tools.Igzip)
 	return err
 }
 
@@ -45,7 +46,7 @@ func (*Overlayfs) Convert(_ context.Context, _ Registry, _, plainTag string) (st
 
 // Setup configures containerd's transfer service.
 func (p *Overlayfs) Setup(Options) (Setup, error) {
-	return Setup{Snapshotter: "overlayfs", Config: strong, Path: []string{filepath.Dir(p.paths[tools.Unpigz])}}, nil
+	return Setup{Snapshotter: "overlayfs", Config: strong, Path: []string{filepath.Dir(p.paths[tools.Igzip])}}, nil
 }
 
 // Start has nothing to start: the snapshotter is in containerd.
@@ -61,9 +62,9 @@ type Erofs struct{ paths map[string]string }
 // Name is "erofs-eager".
 func (*Erofs) Name() string { return "erofs-eager" }
 
-// Ensure takes mkfs.erofs and unpigz out of their packages.
+// Ensure takes mkfs.erofs and igzip out of their packages.
 func (p *Erofs) Ensure(ctx context.Context, progress io.Writer) (err error) {
-	p.paths, err = tools.Ensure(ctx, progress, tools.Containerd, tools.MkfsErofs, tools.Unpigz)
+	p.paths, err = tools.Ensure(ctx, progress, tools.Containerd, tools.MkfsErofs, tools.Igzip)
 	return err
 }
 
@@ -94,7 +95,7 @@ func (p *Erofs) Setup(o Options) (Setup, error) {
 [plugins."io.containerd.snapshotter.v1.erofs"]
   root_path = %q
 `, o.root()),
-		Path:         []string{filepath.Dir(p.paths[tools.MkfsErofs]), filepath.Dir(p.paths[tools.Unpigz])},
+		Path:         []string{filepath.Dir(p.paths[tools.MkfsErofs]), filepath.Dir(p.paths[tools.Igzip])},
 		SnapshotDirs: []string{filepath.Join(o.root(), "snapshots")},
 	}, nil
 }

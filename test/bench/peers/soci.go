@@ -53,10 +53,10 @@ func (s *Soci) Name() string {
 }
 
 // Ensure builds the two programs and, to record starts, what a node and Stargz need;
-// it takes unpigz out of its package.
+// it takes igzip and unpigz out of their packages.
 func (s *Soci) Ensure(ctx context.Context, progress io.Writer) (err error) {
 	s.progress = progress
-	s.paths, err = tools.Ensure(ctx, progress, append(tools.All(), tools.Stargz, tools.Soci, tools.SociSnapshotter, tools.Unpigz)...)
+	s.paths, err = tools.Ensure(ctx, progress, append(tools.All(), tools.Stargz, tools.Soci, tools.SociSnapshotter, tools.Igzip, tools.Unpigz)...)
 	return err
 }
 
@@ -248,8 +248,8 @@ func (s *Soci) Start(ctx context.Context, o Options) (Running, error) {
 	if err := os.WriteFile(config, []byte(s.sociConfig(o)), 0o644); err != nil {
 		return nil, err
 	}
-	// The layers that it pulls whole it unpacks with unpigz, where it finds it.
-	path := []string{filepath.Dir(s.paths[tools.Unpigz])}
+	// The layers that it pulls whole it unpacks with igzip, where it finds it.
+	path := []string{filepath.Dir(s.paths[tools.Igzip])}
 	d, err := startDaemon(ctx, s.Name(), o, path, s.paths[tools.SociSnapshotter], "--root", o.root(), "--address", o.socket(), "--config", config)
 	if err != nil || !s.Parallel {
 		return d, err
