@@ -74,7 +74,7 @@ func newRootCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(newConvertCommand(), newCheckCommand(), newVerifyCommand(), newMountCommand(), newSnapshotterCommand(), newNodeCommand(), newStatusCommand())
+	cmd.AddCommand(newConvertCommand(), newCheckCommand(), newVerifyCommand(), newMountCommand(), newSnapshotterCommand(), newNodeCommand(), newStatusCommand(), newProfileCommand())
 	return cmd
 }
 

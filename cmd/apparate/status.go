@@ -39,17 +39,23 @@ nobody answers.`,
 			if output != "text" && output != "json" {
 				return usageError{fmt.Errorf("--output %q: use text or json", output)}
 			}
-			if _, err := os.Stat(filepath.Dir(address)); err != nil && address == statusAddress {
-				if _, err := os.Stat(filepath.Dir(podStatusAddress)); err == nil {
-					address = podStatusAddress
-				}
-			}
-			return printStatus(cmd.Context(), cmd.OutOrStdout(), address, output)
+			return printStatus(cmd.Context(), cmd.OutOrStdout(), statusSocket(address), output)
 		},
 	}
 	cmd.Flags().StringVar(&address, "status-address", statusAddress, "unix socket of the snapshotter's status")
 	cmd.Flags().StringVar(&output, "output", "text", "text or json")
 	return cmd
+}
+
+// statusSocket is where to ask: at address or, in the pod of `apparate node`, where
+// that is for somebody there.
+func statusSocket(address string) string {
+	if _, err := os.Stat(filepath.Dir(address)); err != nil && address == statusAddress {
+		if _, err := os.Stat(filepath.Dir(podStatusAddress)); err == nil {
+			return podStatusAddress
+		}
+	}
+	return address
 }
 
 // fullStatus is the daemon's status and, where the machine was made a node by `apparate
@@ -112,9 +118,26 @@ func (s *fullStatus) print(w io.Writer) error {
 	return s.daemonStatus.print(w)
 }
 
-// askStatus asks the daemon behind a status socket.
+// askStatus asks the daemon behind a status socket how it is.
 func askStatus(ctx context.Context, address string) (daemonStatus, error) {
-	const limit, most = 10 * time.Second, 1 << 20
+	raw, err := askDaemon(ctx, address, "/status", 1<<20)
+	if err != nil {
+		return daemonStatus{}, err
+	}
+	var st daemonStatus
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return daemonStatus{}, fmt.Errorf("reading the status of the snapshotter at %s: %w", address, err)
+	}
+	return st, nil
+}
+
+// errNotServed is that the daemon knows of no such path.
+var errNotServed = errors.New("it does not serve that")
+
+// askDaemon asks the daemon behind a status socket for what it serves at path, at
+// most that many bytes.
+func askDaemon(ctx context.Context, address, path string, most int64) ([]byte, error) {
+	const limit = 10 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -123,25 +146,31 @@ func askStatus(ctx context.Context, address string) (daemonStatus, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", address)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate"+path, nil)
 	if err != nil {
-		return daemonStatus{}, err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return daemonStatus{}, fmt.Errorf("no snapshotter answers at %s: is it running here, and with this --status-address?", address)
+		return nil, fmt.Errorf("no snapshotter answers at %s: is it running here, and with this --status-address?", address)
 	case errors.Is(err, fs.ErrPermission):
-		return daemonStatus{}, fmt.Errorf("only root may ask at %s", address)
+		return nil, fmt.Errorf("only root may ask at %s", address)
 	case err != nil:
-		return daemonStatus{}, fmt.Errorf("asking the snapshotter at %s: %w", address, err)
+		return nil, fmt.Errorf("asking the snapshotter at %s: %w", address, err)
 	}
-	var st daemonStatus
-	err = json.NewDecoder(io.LimitReader(resp.Body, most)).Decode(&st)
-	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return daemonStatus{}, fmt.Errorf("reading the status of the snapshotter at %s: %w", address, err)
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	err = errors.Join(err, resp.Body.Close())
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		err = errNotServed
+	case err == nil && resp.StatusCode != http.StatusOK:
+		err = fmt.Errorf("it answered %s", resp.Status)
 	}
-	return st, nil
+	if err != nil {
+		return nil, fmt.Errorf("asking the snapshotter at %s for %s: %w", address, path, err)
+	}
+	return raw, nil
 }
 
 // print writes a status for people.

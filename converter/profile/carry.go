@@ -65,19 +65,21 @@ func Carry(ctx context.Context, client *registry.Client, from, to name.Digest, o
 	return c, err == nil, errors.Join(err, pack.Close())
 }
 
-// replan lists the chunks of a table that an image has, in the table's order.
-func replan(ctx context.Context, im *Image, t *profile.Table) (Plan, error) {
-	type key struct {
-		id   uint64
-		size int64
-	}
+// key is how a table knows a chunk.
+type key struct {
+	id   uint64
+	size int64
+}
+
+// resolve finds the chunks of a table in the image.
+func (im *Image) resolve(ctx context.Context, t *profile.Table, names bool) (map[key][32]byte, error) {
 	wanted := make(map[uint64]bool)
 	for i := range t.Groups {
 		for _, c := range t.Groups[i].Chunks {
 			wanted[c.ID] = true
 		}
 	}
-	if err := im.Locate(ctx, func(sum [32]byte) bool { return wanted[profile.ID(sum)] }, false); err != nil {
+	if err := im.Locate(ctx, func(sum [32]byte) bool { return wanted[profile.ID(sum)] }, names); err != nil {
 		return nil, err
 	}
 	im.mu.Lock()
@@ -85,6 +87,35 @@ func replan(ctx context.Context, im *Image, t *profile.Table) (Plan, error) {
 	known := make(map[key][32]byte, len(im.places))
 	for sum, p := range im.places {
 		known[key{profile.ID(sum), p.Size}] = sum
+	}
+	return known, nil
+}
+
+// Resolve says where the image has the chunks of a table, in the table's order
+// and with the names of files; the place of one that it has not is zero.
+func (im *Image) Resolve(ctx context.Context, t *profile.Table) ([]Place, error) {
+	known, err := im.resolve(ctx, t, true)
+	if err != nil {
+		return nil, err
+	}
+	places := make([]Place, 0, t.Chunks())
+	for i := range t.Groups {
+		for _, c := range t.Groups[i].Chunks {
+			var p Place
+			if sum, ok := known[key{c.ID, c.Size}]; ok {
+				p, _ = im.Place(sum)
+			}
+			places = append(places, p)
+		}
+	}
+	return places, nil
+}
+
+// replan lists the chunks of a table that an image has, in the table's order.
+func replan(ctx context.Context, im *Image, t *profile.Table) (Plan, error) {
+	known, err := im.resolve(ctx, t, false)
+	if err != nil {
+		return nil, err
 	}
 	var plan Plan
 	seen := make(map[[32]byte]bool)
@@ -95,7 +126,8 @@ func replan(ctx context.Context, im *Image, t *profile.Table) (Plan, error) {
 				continue
 			}
 			seen[sum] = true
-			plan = append(plan, Planned{Layer: im.Layers[im.places[sum].Layer].Digest, Sum: sum, Size: c.Size, At: c.At})
+			p, _ := im.Place(sum)
+			plan = append(plan, Planned{Layer: im.Layers[p.Layer].Digest, Sum: sum, Size: c.Size, At: c.At})
 		}
 	}
 	return plan, nil

@@ -184,7 +184,7 @@ func (t *tocReader) entry(e *tocEntry) error {
 	default:
 		return nil
 	}
-	if e.ChunkDigest == "" || e.Offset <= 0 && t.file == 0 {
+	if e.ChunkDigest == "" || t.file <= 0 {
 		return nil
 	}
 	if n := len(t.offsets); n == 0 || t.offsets[n-1] != e.Offset {
@@ -193,19 +193,11 @@ func (t *tocReader) entry(e *tocEntry) error {
 		}
 		t.offsets = append(t.offsets, e.Offset)
 	}
-	size := e.ChunkSize
-	if size == 0 {
-		size = t.file - e.ChunkOffset
-	}
-	hexed, ok := strings.CutPrefix(e.ChunkDigest, "sha256:")
-	var sum [32]byte
-	if b, err := hex.DecodeString(hexed); !ok || err != nil || copy(sum[:], b) != len(sum) || len(b) != len(sum) {
+	sum, size, ok := t.chunk(e)
+	if !ok || !t.wanted(sum) {
 		return nil
 	}
-	if size <= 0 || size > profile.MaxChunk || e.InnerOffset < 0 || e.InnerOffset > maxMember || e.Offset < 0 || e.Offset >= t.end || !t.wanted(sum) {
-		return nil
-	}
-	if _, ok := t.found[sum]; ok {
+	if _, have := t.found[sum]; have {
 		return nil
 	}
 	p := Place{Layer: t.layer, Size: size, offset: e.Offset, inner: e.InnerOffset}
@@ -214,6 +206,21 @@ func (t *tocReader) entry(e *tocEntry) error {
 	}
 	t.found[sum] = p
 	return nil
+}
+
+// chunk reads the digest and size of an entry's chunk; ok is false for what is beyond a limit.
+func (t *tocReader) chunk(e *tocEntry) (sum [32]byte, size int64, ok bool) {
+	if size = e.ChunkSize; size == 0 {
+		size = t.file - e.ChunkOffset
+	}
+	hexed, ok := strings.CutPrefix(e.ChunkDigest, "sha256:")
+	if !ok || len(hexed) != 2*len(sum) {
+		return sum, 0, false
+	}
+	if _, err := hex.Decode(sum[:], []byte(hexed)); err != nil {
+		return sum, 0, false
+	}
+	return sum, size, size > 0 && size <= profile.MaxChunk && e.InnerOffset >= 0 && e.InnerOffset <= maxMember && e.Offset >= 0 && e.Offset < t.end
 }
 
 // finish finds where the members end: where the next one begins, or before.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -134,7 +135,7 @@ func (p *part) Read(b []byte) (int, error) {
 		return n, nil
 	case p.ctx.Err() != nil:
 		return n, context.Cause(p.ctx)
-	case err == io.EOF: //nolint:errorlint // readers return it as it is
+	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
 	return n, fault.NewTemporary(fault.Unreachable, withoutURL(err), "a part of a blob of %s broke off %d bytes before its end", p.what, p.left)
