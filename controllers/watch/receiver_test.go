@@ -19,6 +19,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/apparate/apparate/controllers/serve"
 	"github.com/apparate/apparate/controllers/watch"
 	"github.com/apparate/apparate/controllers/watch/dialect"
 	"github.com/apparate/apparate/controllers/watch/watchtest"
@@ -35,7 +36,7 @@ func secrets(_ context.Context, key types.NamespacedName) ([][]byte, error) {
 
 // newSender is an endpoint and a sender that repeats what is not taken.
 func newSender(t *testing.T) watchtest.World {
-	e := &watch.Endpoint{Address: "127.0.0.1:0", Receiver: watch.Receiver{
+	e := &watch.Endpoint{Server: serve.Server{Address: "127.0.0.1:0"}, Receiver: watch.Receiver{
 		Secrets: secrets, Lost: func(types.NamespacedName) {}, Count: func(dialect.Name, watch.Verdict) {}, Now: time.Now,
 	}}
 	var mu sync.Mutex
