@@ -73,6 +73,7 @@ type agentFlags struct {
 	machineFlags
 	node, daemonSet, listen, credentials string
 	podCredentials, startupTaint         bool
+	samples                              agent.SampleOptions
 }
 
 func newNodeCommand() *cobra.Command {
@@ -106,6 +107,9 @@ the last container that was started lazily has gone.`,
 	f.StringVar(&c.credentials, "credentials", "", "directory in the pod with files of registry credentials for the snapshotter")
 	f.BoolVar(&c.podCredentials, "pod-credentials", false, "use the pull secrets of this node's pods and their service accounts")
 	f.BoolVar(&c.startupTaint, "startup-taint", false, "take the taint "+agent.Taint+" off the node when lazy images work, or are known not to")
+	f.StringVar(&c.samples.Service, "samples-service", "", "namespace/name of the operator's service that takes samples of starts; empty: they stay here, for 'apparate profile record'")
+	f.StringVar(&c.samples.Token, "samples-token", "", "file in the pod with a token for it, of the audience "+agent.SamplesAudience)
+	f.StringVar(&c.samples.CA, "samples-ca", "", "file in the pod with the certificates (PEM) by which it is trusted; empty: plain HTTP")
 	cmd.AddCommand(newNodeCheckCommand(), newNodeInstallCommand(), newNodeUninstallCommand(), newNodeBootCommand(), newNodeRetireCommand(), newNodeRemoveAllCommand())
 	return cmd
 }
@@ -125,6 +129,12 @@ func (c *agentFlags) run(ctx context.Context) error {
 	}
 	if c.credentials != "" {
 		o.Credentials = filepath.Join(podRoot, c.credentials)
+	}
+	o.Samples = c.samples
+	for _, path := range []*string{&o.Samples.Token, &o.Samples.CA} {
+		if *path != "" {
+			*path = filepath.Join(podRoot, *path)
+		}
 	}
 	if c.podCredentials {
 		o.PodCredentials = func(ctx context.Context, dir string) error {

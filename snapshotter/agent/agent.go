@@ -38,6 +38,8 @@ type Options struct {
 	// PodCredentials, if set, runs for as long as the agent and writes pods.json into
 	// the directory that it is given.
 	PodCredentials func(ctx context.Context, dir string) error
+	// Samples says where the samples of starts go.
+	Samples SampleOptions
 	// StartupTaint says whether Taint is taken off.
 	StartupTaint bool
 	// Listen is the host:port of /readyz, /healthz and /metrics.
@@ -73,6 +75,9 @@ func New(o Options) (*Agent, error) {
 	if o.Node == "" {
 		return nil, errors.New("--node-name is empty: give it spec.nodeName by the downward API")
 	}
+	if err := o.Samples.check(); err != nil {
+		return nil, err
+	}
 	return &Agent{Options: o, events: map[string]time.Time{}, tainted: o.StartupTaint}, nil
 }
 
@@ -97,6 +102,9 @@ func (a *Agent) Run(ctx context.Context, m *host.Machine) error {
 	start("handing over credentials", a.handOver)
 	if a.PodCredentials != nil {
 		start("credentials of pods", func(ctx context.Context) error { return a.PodCredentials(ctx, m.CredentialsDir()) })
+	}
+	if a.Samples.Service != "" {
+		start("handing over samples of starts", a.carry)
 	}
 	a.loop(ctx)
 	running.Wait()

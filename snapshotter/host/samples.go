@@ -1,0 +1,52 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// Samples asks the daemon what its newest starts read, and calls each with every one of
+// them, an api/profile.Sample as JSON. A daemon that is older has none.
+func (m *Machine) Samples(ctx context.Context, each func(json.RawMessage) error) (err error) {
+	const most = 256 << 20
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/samples", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client().Do(req)
+	if err != nil {
+		return fmt.Errorf("the snapshotter does not answer at %s: %w", StatusSocket, err)
+	}
+	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil
+	default:
+		return fmt.Errorf("the snapshotter answers %s for samples", resp.Status)
+	}
+	return eachElement(io.LimitReader(resp.Body, most), each)
+}
+
+// eachElement calls f with the elements of a JSON array, one after the other: all of
+// them at once may be large.
+func eachElement(r io.Reader, f func(json.RawMessage) error) error {
+	d := json.NewDecoder(r)
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return fmt.Errorf("the snapshotter's samples begin with %v, %w", t, err)
+	}
+	for d.More() {
+		var one json.RawMessage
+		if err := d.Decode(&one); err != nil {
+			return fmt.Errorf("the snapshotter's samples: %w", err)
+		}
+		if err := f(one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
