@@ -15,6 +15,9 @@ import (
 type Options struct {
 	Merge MergeOptions
 	Build BuildOptions
+	// Keep, if set, says of a plan that the profile which the image has is good
+	// enough: then nothing is built.
+	Keep func(Plan) bool
 }
 
 // Made says what Make did.
@@ -39,6 +42,8 @@ type Made struct {
 	Rare       int     `json:"rare"`
 	Similarity float64 `json:"similarity"`
 	Differ     bool    `json:"differ"`
+	// Kept says that Keep wanted no other profile.
+	Kept bool `json:"kept,omitempty"`
 }
 
 // Make merges the samples of the platform manifest ref, builds the pack and
@@ -55,6 +60,9 @@ func Make(ctx context.Context, client *registry.Client, ref name.Digest, samples
 	plan, r := Merge(samples, im, o.Merge)
 	if r.Used == 0 || len(plan) == 0 {
 		return Made{}, fault.New(fault.NotFound, nil, "none of the %d samples is of %s and has a chunk of its layers: start a container of this very image and record it", len(samples), ref)
+	}
+	if o.Keep != nil && o.Keep(plan) {
+		return Made{Image: ref.String(), Kept: true}, nil
 	}
 	pack, err := Build(ctx, im, plan, o.Build)
 	if err != nil {
