@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/apparate/apparate/controllers/operator"
+	"github.com/apparate/apparate/controllers/profile"
 )
 
 // flags are those of the operator that are no options of it.
@@ -42,6 +43,10 @@ Outside of a cluster it takes the current context of the kubeconfig.`,
 	fl.StringVar(&o.NotificationAddress, "notification-address", o.NotificationAddress, "host:port of the endpoint for push notifications; 0 serves none")
 	fl.StringVar(&o.NotificationCert, "notification-cert", "", "PEM certificate for TLS on that endpoint")
 	fl.StringVar(&o.NotificationKey, "notification-key", "", "PEM key of that certificate")
+	fl.StringVar(&o.Samples.Address, "samples-address", o.Samples.Address, "host:port at which nodes hand over samples of starts, for profiles; 0 serves none")
+	fl.StringVar(&o.Samples.Account, "samples-account", "", "namespace/name of the service account of the nodes' pods, whose token for the audience "+profile.Audience+" comes with each sample")
+	fl.StringVar(&o.Samples.Cert, "samples-cert", "", "PEM certificate for TLS at that address")
+	fl.StringVar(&o.Samples.Key, "samples-key", "", "PEM key of that certificate")
 	fl.BoolVar(&o.LeaderElect, "leader-elect", o.LeaderElect, "let one of several replicas work")
 	fl.StringVar(&o.LeaderNamespace, "leader-namespace", "", "namespace of the Lease for that (default: the operator's own)")
 	fl.StringVar(&o.Mode, "conversion-mode", o.Mode, "process: convert in the operator; job: each conversion in a Kubernetes Job of its own")

@@ -19,7 +19,14 @@ const (
 	IndexTag = "tag"
 	// IndexRule finds those of a rule, by "namespace/name".
 	IndexRule = "rule"
+	// IndexRepository finds those of a repository, by RepositoryKey.
+	IndexRepository = "repository"
 )
+
+// RepositoryKey names a repository of a Registry in IndexRepository.
+func RepositoryKey(registry client.ObjectKey, repository string) string {
+	return registry.String() + "/" + repository
+}
 
 // Indexers are the functions behind the indexes.
 func Indexers() map[string]client.IndexerFunc {
@@ -33,6 +40,9 @@ func Indexers() map[string]client.IndexerFunc {
 	}
 	return map[string]client.IndexerFunc{
 		IndexTag: index(tagKey),
+		IndexRepository: index(func(c *v1alpha1.ImageConversion) string {
+			return RepositoryKey(client.ObjectKey{Namespace: c.Namespace, Name: c.Spec.RegistryRef.Name}, c.Spec.Repository)
+		}),
 		IndexRule: index(func(c *v1alpha1.ImageConversion) string {
 			if c.Spec.RuleRef == nil {
 				return ""

@@ -7,6 +7,8 @@
 //	rules ──► accelerationrule.Book ──► Dispatcher ──► ImageConversions (API server)
 //	                                                        │
 //	                                    conversion.Reconciler ─► Pool ─► converter
+//
+//	nodes ── samples of starts ──► profile.Receiver ─► Keeper ─► a profile beside the image
 package operator
 
 import (
@@ -50,6 +52,8 @@ type Options struct {
 	// notification endpoint, read again when they change; empty means plain HTTP,
 	// for a cluster whose ingress ends TLS.
 	NotificationCert, NotificationKey string
+	// Samples says where samples of starts are taken.
+	Samples SampleOptions
 	// LeaderElect lets one of several replicas work; LeaderNamespace is where its
 	// Lease is, empty for the namespace of the operator's pod.
 	LeaderElect     bool
@@ -101,6 +105,7 @@ const (
 func Defaults() Options {
 	return Options{
 		MetricsAddress: ":8080", ProbeAddress: ":8081", NotificationAddress: ":8082",
+		Samples:     SampleOptions{Address: "0"},
 		LeaderElect: true, Mode: ModeProcess, Job: conversion.DefaultJobOptions(),
 		Workers: 4, WorkersPerRegistry: 2,
 		Timeout: time.Hour, MaxAttempts: 12, FirstRetry: 5 * time.Second, MaxRetry: 30 * time.Minute,
@@ -127,7 +132,7 @@ func (o *Options) Check() error {
 	case o.Timeout <= 0 || o.CheckInterval <= 0:
 		return errors.New("--conversion-timeout and --check-interval must be more than 0")
 	}
-	return nil
+	return o.Samples.check()
 }
 
 func (o *Options) registerer() prometheus.Registerer {

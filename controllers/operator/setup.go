@@ -52,6 +52,7 @@ func (p *parts) setup(m manager.Manager, o Options) error {
 		m.Add(janitor),
 		m.Add(everywhere(p.followBacklog(m))),
 		p.pullSecrets(m, o, events),
+		p.profiles(m, o, events),
 		m.Add(manager.RunnableFunc(func(ctx context.Context) error { return p.scanner.Run(ctx, p.dispatcher.Report) })),
 		p.serve(m, o),
 		p.probes(m, o),

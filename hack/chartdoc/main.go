@@ -103,6 +103,8 @@ func cutRules(roles string, files map[string][]byte) error {
 			name = "operator"
 		case strings.Contains(head, "name: apparate-pull-secrets"):
 			name = "pull-secrets"
+		case strings.Contains(head, "name: apparate-profiles"):
+			name = "profiles"
 		default:
 			return fmt.Errorf("the chart knows no such role:\n%s", head)
 		}

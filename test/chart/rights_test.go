@@ -31,7 +31,7 @@ func TestRoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	want, all := decode(t, string(text)), render(t, onePullSecret)
-	for _, name := range []string{"apparate-operator", "apparate-pull-secrets"} {
+	for _, name := range []string{"apparate-operator", "apparate-pull-secrets", "apparate-profiles"} {
 		if a, b := has[*rbacv1.ClusterRole](t, want, name).Rules, has[*rbacv1.ClusterRole](t, all, name).Rules; len(a) == 0 || !reflect.DeepEqual(a, b) {
 			t.Errorf("ClusterRole %s has\n%+v\nnot\n%+v", name, b, a)
 		}
@@ -116,6 +116,12 @@ func TestRights(t *testing.T) {
 		{"node", "list", "pods", "", no, no},
 		{"node", "get", "secrets", "s", yes, no},
 		{"node", "get", "serviceaccounts", "s", no, no},
+		{"node", "get", "services", "apparate-samples", yes, yes},
+		{"node", "get", "services", "other", yes, no},
+		{"node", "get", "services", "apparate-samples", no, no},
+		{"node", "list", "services", "", yes, no},
+		{"node", "create", "authentication.k8s.io/tokenreviews", "", no, no},
+		{"node", "create", "serviceaccounts/token", "apparate-node", yes, no},
 
 		{"operator", "get", "secrets", "s", no, yes},
 		{"operator", "list", "secrets", "", no, yes}, // of the pull secrets' role
@@ -127,6 +133,9 @@ func TestRights(t *testing.T) {
 		{"operator", "patch", "apparate.cloud.tencent.com/registries", "r", no, no},
 		{"operator", "patch", "nodes", "worker", no, no},
 		{"operator", "create", "pods", "", yes, no},
+		{"operator", "create", "authentication.k8s.io/tokenreviews", "", no, yes},
+		{"operator", "create", "serviceaccounts/token", "apparate-node", yes, no},
+		{"operator", "get", "services", "apparate-samples", yes, no},
 
 		{"uninstall", "get", "apps/daemonsets", "apparate-node", yes, yes},
 		{"uninstall", "delete", "apps/daemonsets", "apparate-node", yes, yes},
@@ -152,6 +161,10 @@ func TestRights(t *testing.T) {
 		}
 	}
 
+	r.upgrade(`profiles: {enabled: false}`)
+	if r.may("node", "get", "services", "apparate-samples", true) || r.may("operator", "create", "authentication.k8s.io/tokenreviews", "", false) {
+		t.Error("without profiles there are the rights for them")
+	}
 	r.upgrade(`node: {podCredentials: true}`)
 	for resource, verbs := range map[string][]string{"pods": {"get", "list", "watch"}, "secrets": {"get"}, "serviceaccounts": {"get"}} {
 		for _, v := range verbs {
@@ -248,7 +261,7 @@ func (r *installed) may(component, verb, resource, name string, own bool) bool {
 	if own {
 		a.Namespace = r.namespace
 	}
-	if a.Resource == "nodes" {
+	if a.Resource == "nodes" || a.Resource == "tokenreviews" {
 		a.Namespace = ""
 	}
 	c, err := kubernetes.NewForConfig(cluster.Config)

@@ -64,6 +64,41 @@ var variants = map[string]variant{
 			}
 		},
 	},
+	"no profiles": {
+		values: `profiles: {enabled: false}`,
+		check: func(t *testing.T, all objects) {
+			for component, pod := range pods(t, all) {
+				if strings.Contains(flags(pod.Containers[0]), "--samples") || slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "samples" }) {
+					t.Errorf("%s has to do with samples: %+v", component, pod)
+				}
+			}
+			if find[*corev1.Service](all, "apparate-samples") != nil || find[*rbacv1.ClusterRole](all, "apparate-profiles") != nil {
+				t.Error("there is a Service or a role for samples")
+			}
+		},
+	},
+	"profiles with TLS": {
+		values: `{profiles: {tlsSecret: certificate}, networkPolicy: {enabled: true}}`,
+		check: func(t *testing.T, all objects) {
+			workloads := pods(t, all)
+			contains(t, flags(workloads["operator"].Containers[0]), "--samples-cert=/etc/apparate/samples/tls.crt\n", "--samples-key=/etc/apparate/samples/tls.key\n")
+			contains(t, flags(workloads["node"].Containers[0]), "--samples-ca=/etc/apparate/samples/ca.crt\n")
+			if s := has[*corev1.Service](t, all, "apparate-samples"); s.Spec.Ports[0].Port != 443 {
+				t.Errorf("the Service is %+v", s.Spec)
+			}
+			sources := workloads["node"].Volumes[1].Projected.Sources
+			// Of the key the nodes see nothing.
+			if len(sources) != 2 || sources[1].Secret.Name != "certificate" || len(sources[1].Secret.Items) != 1 || sources[1].Secret.Items[0].Key != "ca.crt" {
+				t.Errorf("the node's pods have %+v", sources)
+			}
+			rules := has[*networkingv1.NetworkPolicy](t, all, "apparate-operator").Spec.Ingress
+			if !slices.ContainsFunc(rules, func(r networkingv1.NetworkPolicyIngressRule) bool {
+				return r.Ports[0].Port.StrVal == "samples" && r.From[0].PodSelector.MatchLabels["app.kubernetes.io/component"] == "node"
+			}) {
+				t.Errorf("nodes may not send samples: %+v", rules)
+			}
+		},
+	},
 	"a tuned operator": {
 		values: `
 operator:
@@ -147,7 +182,7 @@ node:
 		values: `networkPolicy: {enabled: true, notificationsFrom: [{ipBlock: {cidr: 10.0.0.0/8}}], metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}], egress: [{ports: [{port: 443}]}]}`,
 		check: func(t *testing.T, all objects) {
 			p := has[*networkingv1.NetworkPolicy](t, all, "apparate-operator")
-			if len(p.Spec.Ingress) != 2 || p.Spec.Ingress[0].From[0].IPBlock.CIDR != "10.0.0.0/8" || len(p.Spec.Egress) != 1 || len(p.Spec.PolicyTypes) != 2 {
+			if len(p.Spec.Ingress) != 3 || p.Spec.Ingress[0].From[0].IPBlock.CIDR != "10.0.0.0/8" || len(p.Spec.Egress) != 1 || len(p.Spec.PolicyTypes) != 2 {
 				t.Errorf("the operator's policy is %+v", p.Spec)
 			}
 			if n := has[*networkingv1.NetworkPolicy](t, all, "apparate-node"); len(n.Spec.Ingress) != 1 || len(n.Spec.Ingress[0].From) != 1 {
@@ -294,6 +329,10 @@ func checkDefaults(t *testing.T, all objects) {
 		t.Error("there is no second operator, or both may be evicted")
 	}
 	c := pod.Containers[0]
+	contains(t, flags(c), "--samples-address=:8083\n", "--samples-account=$(POD_NAMESPACE)/apparate-node\n")
+	if s := has[*corev1.Service](t, all, "apparate-samples"); s.Spec.Ports[0].Name != "samples" || s.Spec.Ports[0].Port != 80 || s.Spec.Type != "" {
+		t.Errorf("the Service for samples is %+v", s.Spec)
+	}
 	if c.LivenessProbe.HTTPGet.Path != "/healthz" || c.ReadinessProbe.HTTPGet.Path != "/readyz" || c.Resources.Requests.Memory().IsZero() {
 		t.Errorf("the container is %+v", c)
 	}
@@ -348,7 +387,11 @@ func checkDefaultNode(t *testing.T, d *appsv1.DaemonSet) {
 	if s := d.Spec.UpdateStrategy; s.Type != appsv1.RollingUpdateDaemonSetStrategyType || s.RollingUpdate.MaxUnavailable.IntValue() != 1 {
 		t.Errorf("it is updated by %+v", s)
 	}
-	if v := pod.Volumes; len(v) != 1 || v[0].Secret.SecretName != "apparate-node-credentials" || *v[0].Secret.DefaultMode != 0o400 {
+	contains(t, flags(c), "--samples-service=$(POD_NAMESPACE)/apparate-samples\n", "--samples-token=/etc/apparate/samples/token\n")
+	if s := pod.Volumes[1].Projected.Sources; len(s) != 1 || s[0].ServiceAccountToken.Audience != "apparate" || s[0].ServiceAccountToken.Path != "token" {
+		t.Errorf("its token for samples is %+v", s)
+	}
+	if v := pod.Volumes; len(v) != 2 || v[0].Secret.SecretName != "apparate-node-credentials" || *v[0].Secret.DefaultMode != 0o400 {
 		t.Errorf("its volumes are %+v", v)
 	}
 }

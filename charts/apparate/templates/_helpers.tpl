@@ -17,6 +17,8 @@ leaves room for what is appended: names end up in host names and labels. */}}
 {{- define "apparate.operator" -}}{{ include "apparate.fullname" . }}-operator{{- end -}}
 {{- define "apparate.node" -}}{{ include "apparate.fullname" . }}-node{{- end -}}
 {{- define "apparate.uninstall" -}}{{ include "apparate.fullname" . }}-uninstall{{- end -}}
+{{- define "apparate.profiles" -}}{{ include "apparate.fullname" . }}-profiles{{- end -}}
+{{- define "apparate.samples" -}}{{ include "apparate.fullname" . }}-samples{{- end -}}
 {{- define "apparate.pullSecrets" -}}{{ include "apparate.fullname" . }}-pull-secrets{{- end -}}
 
 {{/* What selects pods of a component: never changes. Called with (list . "node"). */}}
