@@ -92,7 +92,7 @@ func (w *Registries) candidates(ctx context.Context, i Image) ([]candidate, erro
 		slices.SortFunc(c.conversions, func(a, b v1alpha1.ImageConversion) int {
 			return b.CreationTimestamp.Compare(a.CreationTimestamp.Time)
 		})
-		if len(c.conversions) > 0 || w.Matches(match.Key(key), i.Repository) {
+		if len(c.conversions) > 0 || w.Matches(key, i.Repository) {
 			all = append(all, c)
 		}
 	}
@@ -119,7 +119,7 @@ func (w *Registries) first(ctx context.Context, i Image, f func(c candidate, o o
 		if err == nil || !denied(err) {
 			return judge(err)
 		}
-		problems = append(problems, fmt.Errorf("Registry %s/%s: %w", c.registry.Namespace, c.registry.Name, err))
+		problems = append(problems, fmt.Errorf("with Registry %s/%s: %w", c.registry.Namespace, c.registry.Name, err))
 	}
 	return errors.Join(problems...)
 }
@@ -145,6 +145,7 @@ func judge(err error) error {
 		if err != nil && !fault.Temporary(err) {
 			return fmt.Errorf("%w: %w", errUnwanted, err)
 		}
+	default:
 	}
 	return err
 }
