@@ -34,6 +34,7 @@ import (
 	"github.com/apparate/apparate/api/v1alpha1"
 	"github.com/apparate/apparate/controllers/accelerationrule"
 	"github.com/apparate/apparate/controllers/conversion"
+	"github.com/apparate/apparate/controllers/profile"
 	"github.com/apparate/apparate/controllers/registry"
 	"github.com/apparate/apparate/controllers/watch"
 	"github.com/apparate/apparate/converter/fault"
@@ -219,6 +220,7 @@ type parts struct {
 	dispatcher *accelerationrule.Dispatcher
 	endpoint   *watch.Endpoint
 	metrics    *watch.Metrics
+	keeper     *profile.Keeper // nil where no profiles are made
 	// Events of scans, for the reconcilers of registries and of rules.
 	scannedRegistry, scannedRules chan event.TypedGenericEvent[types.NamespacedName]
 }

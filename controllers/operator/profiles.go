@@ -59,13 +59,13 @@ func (p *parts) profiles(m manager.Manager, o Options, events status.Recorder) e
 	if err != nil {
 		return err
 	}
-	keeper := &profile.Keeper{
+	p.keeper = &profile.Keeper{
 		Works: &profile.Registries{
 			Client: m.GetClient(), Access: p.store, Matches: p.book.Repository, Events: events, TempDir: o.TempDir,
 		},
 		Now: time.Now,
 	}
-	keeper.Metrics = profile.NewMetrics(o.registerer(), keeper.Held)
+	p.keeper.Metrics = profile.NewMetrics(o.registerer(), p.keeper.Held)
 	receiver := &profile.Receiver{
 		Gate: &profile.Gate{
 			Review:  func(ctx context.Context, r *authenticationv1.TokenReview) error { return m.GetClient().Create(ctx, r) },
@@ -79,13 +79,13 @@ func (p *parts) profiles(m manager.Manager, o Options, events status.Recorder) e
 				return false
 			}
 		},
-		Take: keeper.Take, Count: keeper.Metrics.Sample, Now: time.Now,
+		Take: p.keeper.Take, Count: p.keeper.Metrics.Sample, Now: time.Now,
 	}
 	server := &serve.Server{Address: o.Samples.Address, CertFile: o.Samples.Cert, KeyFile: o.Samples.Key, Log: o.Log.WithName("samples")}
 	return errors.Join(
 		m.Add(everywhere(func(ctx context.Context) error { return receiver.Serve(ctx, server) })),
 		m.Add(manager.RunnableFunc(func(ctx context.Context) error {
-			return keeper.Run(log.IntoContext(ctx, o.Log.WithName("profiles")))
+			return p.keeper.Run(log.IntoContext(ctx, o.Log.WithName("profiles")))
 		})),
 	)
 }

@@ -73,6 +73,9 @@ func (p *parts) ended(r *v1alpha1.Registry, c *v1alpha1.ImageConversion) {
 		key := client.ObjectKeyFromObject(r)
 		p.inventory.Accelerated(key, c.Spec.Repository, c.Spec.Tag)
 		p.changed(p.scannedRules, key)
+		if p.keeper != nil {
+			p.keeper.Converted(c)
+		}
 	}
 }
 

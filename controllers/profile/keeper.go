@@ -71,6 +71,9 @@ type Works interface {
 	// Publish makes a profile of samples, unless keep is content with the one that
 	// there is; then it returns nil. keep is called with the chunks, ascending.
 	Publish(ctx context.Context, i Image, samples []*api.Sample, keep func(ids []uint64) bool) (*Published, error)
+	// Inherit lets the platforms of an image that have no profile take over those of
+	// earlier images of the repository. It returns how many did.
+	Inherit(ctx context.Context, h Heir) (int, error)
 }
 
 // Keeper keeps the newest samples of images, and sees to it that each has a profile
@@ -82,6 +85,7 @@ type Keeper struct {
 
 	mu     sync.Mutex
 	images map[Image]*record
+	heirs  []Heir
 	bytes  int64
 	turn   uint64
 	wake   chan struct{}
@@ -170,11 +174,16 @@ func (k *Keeper) Take(ctx context.Context, node string, s *api.Sample, size int6
 		}
 	}
 	k.evict(r)
+	k.wakeUp()
+	return Taken, nil
+}
+
+// wakeUp makes Run look for work.
+func (k *Keeper) wakeUp() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
 	}
-	return Taken, nil
 }
 
 // add keeps a sample. Where there are too many, the oldest goes of the node that has the
@@ -235,7 +244,12 @@ func (k *Keeper) Run(ctx context.Context) error {
 		r, wait := k.next()
 		if r != nil {
 			k.work(ctx, r)
-		} else {
+		}
+		h, ok := k.heir()
+		if ok {
+			k.inherit(ctx, h)
+		}
+		if r == nil && !ok {
 			select {
 			case <-k.wake:
 			case <-time.After(wait):

@@ -43,6 +43,8 @@ func (s *studio) Find(context.Context, Image) (*Published, error) {
 	return s.found, s.err
 }
 
+func (s *studio) Inherit(context.Context, Heir) (int, error) { return 1, s.err }
+
 func (s *studio) Publish(_ context.Context, _ Image, samples []*api.Sample, keep func([]uint64) bool) (*Published, error) {
 	if s.err != nil {
 		return nil, s.err

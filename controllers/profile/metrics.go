@@ -21,7 +21,7 @@ func NewMetrics(r prometheus.Registerer, held func() (images int, bytes int64)) 
 			Name: "apparate_samples_total", Help: "Samples of starts that nodes sent, by what became of them.",
 		}, []string{"verdict"}),
 		profiles: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "apparate_profiles_total", Help: "Start-up profiles: published, unchanged (the one in the registry is as good), or failed (tried again).",
+			Name: "apparate_profiles_total", Help: "Start-up profiles: published, inherited (of another tag of the repository), unchanged (the one in the registry is as good), or failed (tried again).",
 		}, []string{"result"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "apparate_profile_seconds", Help: "How long it took to make and push a profile.",
@@ -58,6 +58,12 @@ func (m *Metrics) made(p *Published, took time.Duration) {
 		m.profiles.WithLabelValues("published").Inc()
 		m.seconds.Observe(took.Seconds())
 		m.bytes.Add(float64(p.Bytes))
+	}
+}
+
+func (m *Metrics) inherited(n int) {
+	if m != nil {
+		m.profiles.WithLabelValues("inherited").Add(float64(n))
 	}
 }
 

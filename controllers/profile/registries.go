@@ -77,22 +77,11 @@ func (w *Registries) candidates(ctx context.Context, i Image) ([]candidate, erro
 			continue
 		}
 		c := candidate{registry: r}
-		key := client.ObjectKeyFromObject(r)
-		var list v1alpha1.ImageConversionList
-		err := w.Client.List(ctx, &list, client.InNamespace(r.Namespace), client.UnsafeDisableDeepCopy,
-			client.MatchingFields{conversion.IndexRepository: conversion.RepositoryKey(key, i.Repository)})
-		if err != nil {
+		var err error
+		if c.conversions, err = w.succeeded(ctx, r, i.Repository); err != nil {
 			return nil, err
 		}
-		for n := range list.Items {
-			if conversion.Succeeded(&list.Items[n]) {
-				c.conversions = append(c.conversions, list.Items[n])
-			}
-		}
-		slices.SortFunc(c.conversions, func(a, b v1alpha1.ImageConversion) int {
-			return b.CreationTimestamp.Compare(a.CreationTimestamp.Time)
-		})
-		if len(c.conversions) > 0 || w.Matches(key, i.Repository) {
+		if len(c.conversions) > 0 || w.Matches(client.ObjectKeyFromObject(r), i.Repository) {
 			all = append(all, c)
 		}
 	}
@@ -101,6 +90,26 @@ func (w *Registries) candidates(ctx context.Context, i Image) ([]candidate, erro
 			cmp.Compare(a.registry.Namespace, b.registry.Namespace), cmp.Compare(a.registry.Name, b.registry.Name))
 	})
 	return all, nil
+}
+
+// succeeded are the conversions of a repository that did, the newest first.
+func (w *Registries) succeeded(ctx context.Context, r *v1alpha1.Registry, repository string) ([]v1alpha1.ImageConversion, error) {
+	var all v1alpha1.ImageConversionList
+	err := w.Client.List(ctx, &all, client.InNamespace(r.Namespace), client.UnsafeDisableDeepCopy,
+		client.MatchingFields{conversion.IndexRepository: conversion.RepositoryKey(client.ObjectKeyFromObject(r), repository)})
+	if err != nil {
+		return nil, err
+	}
+	var list []v1alpha1.ImageConversion
+	for n := range all.Items {
+		if conversion.Succeeded(&all.Items[n]) {
+			list = append(list, all.Items[n])
+		}
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.ImageConversion) int {
+		return b.CreationTimestamp.Compare(a.CreationTimestamp.Time)
+	})
+	return list, nil
 }
 
 // first calls f with the candidates of an image, one after the other, until one's

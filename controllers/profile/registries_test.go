@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -59,9 +60,19 @@ func content(file string) []byte { return []byte(strings.Repeat("the content of 
 func newMill(t *testing.T) *mill {
 	t.Helper()
 	m := &mill{t: t, host: testregistry.New(t).Host(), clock: time.Now()}
+	m.plain, m.index, m.manifest = m.convert("v1", "a", "b", "c", "d")
+	m.keeper()
+	return m
+}
+
+// convert pushes an image with these files, and converts it. It returns the digests of
+// the source, of the accelerated index and of its only platform.
+func (m *mill) convert(tagged string, files ...string) (plain, index, manifest string) {
+	m.t.Helper()
+	t := m.t
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, f := range []string{"a", "b", "c", "d"} {
+	for _, f := range files {
 		err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f, Mode: 0o644, Size: int64(len(content(f)))})
 		if _, werr := w.Write(content(f)); err != nil || werr != nil {
 			t.Fatal(err, werr)
@@ -75,7 +86,7 @@ func newMill(t *testing.T) *mill {
 		t.Fatal(err)
 	}
 	ix := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}})
-	tag, err := name.NewTag(m.host + "/team/app:v1")
+	tag, err := name.NewTag(m.host + "/team/app:" + tagged)
 	if err == nil {
 		err = remote.WriteIndex(tag, ix)
 	}
@@ -86,8 +97,7 @@ func newMill(t *testing.T) *mill {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.plain, m.index = res.SourceDigest, res.TargetDigest
-	made, err := remote.Index(tag.Digest(m.index))
+	made, err := remote.Index(tag.Digest(res.TargetDigest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +105,7 @@ func newMill(t *testing.T) *mill {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.manifest = list.Manifests[0].Digest.String()
-	m.keeper()
-	return m
+	return res.SourceDigest, res.TargetDigest, list.Manifests[0].Digest.String()
 }
 
 // keeper makes the objects of the cluster, and a keeper.
@@ -217,6 +225,40 @@ func TestPublish(t *testing.T) {
 	m.take("n3", m.start(m.manifest, "c"))
 	if got := m.has(); got != "bad" || len(m.events) != 0 {
 		t.Errorf("after a restart the profile has %q, events: %q", got, m.events)
+	}
+}
+
+// TestInherit: an image under another tag begins with the profile of an earlier one; its
+// own starts then make one of its own, the first of them already.
+func TestInherit(t *testing.T) {
+	m := newMill(t)
+	m.take("n1", m.start(m.manifest, "b", "a"))
+	_, index, manifest := m.convert("v2", "a", "b", "d")
+	c := m.converted.DeepCopy()
+	c.Status.TargetDigest = index
+	inherit := func(want float64) {
+		t.Helper()
+		r := prometheus.NewRegistry()
+		m.Metrics = NewMetrics(r, m.Held)
+		m.Converted(c)
+		h, ok := m.heir()
+		if !ok {
+			t.Fatal("there is no heir")
+		}
+		m.inherit(t.Context(), h)
+		if got := counted(t, r, "inherited"); got != want {
+			t.Errorf("%v profiles are inherited, want %v", got, want)
+		}
+	}
+	inherit(1)
+	m.manifest = manifest
+	if got := m.has(); got != "ba" {
+		t.Errorf("the profile has %q", got)
+	}
+	inherit(0) // it has one
+	m.take("n1", m.start(manifest, "b", "a", "d"))
+	if got := m.has(); got != "bad" {
+		t.Errorf("after a start the profile has %q", got)
 	}
 }
 
