@@ -75,7 +75,10 @@ func Smoke() []string { return []string{"python", "golang", "nginx", "redis"} }
 
 // Core returns the images of the benchmark's core tier, in the order of its tables.
 func Core() []string {
-	return []string{"hello-static", "deb-slim", "python", "golang", "nginx", "redis"}
+	return []string{
+		"hello-static", "deb-slim", "python", "py-sci", "node-app", "java-app", "nginx", "postgres", "redis", "php-apache",
+		"golang", "gcc", "ml-2g", "many-small",
+	}
 }
 
 // All returns every image that Build knows, sorted.

@@ -303,6 +303,20 @@ func (w *layerWriter) header(h *tar.Header) error {
 	return w.tar.WriteHeader(h)
 }
 
+// addStream writes a regular file of size bytes of content.
+func (w *layerWriter) addStream(name string, mode, size int64, content io.Reader) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: size, ModTime: created()}
+	if err := w.parents(name, h); err != nil {
+		return err
+	}
+	w.seen[name] = true
+	if err := w.header(h); err != nil {
+		return err
+	}
+	_, err := io.CopyN(w.tar, content, size)
+	return err
+}
+
 func (w *layerWriter) finish() (about, error) {
 	if err := errors.Join(w.tar.Close(), w.gz.Close(), w.out.Close()); err != nil {
 		return about{}, err

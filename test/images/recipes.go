@@ -72,7 +72,9 @@ func recipes() map[string]recipe {
 	return map[string]recipe{
 		"hello-static": helloStatic(), "deb-slim": debSlim(),
 		"python": python(), "numpy": numpy(), "golang": golang(),
-		"nginx": nginx(), "redis": redis(),
+		"nginx": nginx(), "redis": redis(), "postgres": postgres(), "php-apache": phpApache(),
+		"py-sci": pySci(), "node-app": nodeApp(), "java-app": javaApp(), "gcc": gcc(),
+		"ml-2g": weights(), "many-small": manySmall(),
 	}
 }
 

@@ -40,7 +40,7 @@ func main() {
 }
 
 // startLimit is when a start is given up. It is much more than one takes.
-const startLimit = 4 * time.Minute
+const startLimit = 2 * time.Minute
 
 // host is a registry and a containerd to start images on.
 type host struct {
@@ -129,8 +129,8 @@ func (h host) prove(ctx context.Context, image string) (string, error) {
 }
 
 // start runs the image until it answers, and proves that it then goes on running.
-func (h host) start(ctx context.Context, ref, id string, o images.Operation) (_ time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+func (h host) start(parent context.Context, ref, id string, o images.Operation) (_ time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(parent, startLimit)
 	defer cancel()
 	port, err := node.FreePort()
 	if err != nil {
@@ -141,7 +141,7 @@ func (h host) start(ctx context.Context, ref, id string, o images.Operation) (_ 
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, c.Stop(ctx)) }()
+	defer func() { err = errors.Join(err, c.Stop(parent)) }()
 	if o.Spec.Line != "" {
 		err = c.WaitLine(ctx, o.Spec.Line)
 	} else {
