@@ -48,8 +48,8 @@ while True:
 	for first := 0; first < weightFiles; first += weightsPerLayer {
 		layers = append(layers, layerRecipe{name: fmt.Sprintf("weights%d", first), made: weightsOf{first: first, count: weightsPerLayer, size: weightFileSize}})
 	}
-	sparse := Spec{Repository: "ml-2g", Line: "read 102 MiB in 912 places, crc 00000000"}
-	full := Spec{Repository: "ml-2g", Line: "read 2048 MiB in 2048 places, crc 00000000"}
+	sparse := Spec{Repository: "ml-2g", Line: "read 102 MiB in 912 places, crc b1642312"}
+	full := Spec{Repository: "ml-2g", Line: "read 2048 MiB in 2048 places, crc 5a02fc92"}
 	return recipe{
 		layers:     append(layers, pythonApp("ml-2g", program)),
 		env:        pythonEnv(),
