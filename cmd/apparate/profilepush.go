@@ -59,7 +59,7 @@ and more one is kept out of the profile to measure it on.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.tempDir, "temp-dir", "", "where the pack waits for its upload (default: the system's directory for temporary files)")
 	fl.Float64Var(&o.Merge.Share, "share", profile.DefaultShare, "share of the starts, 0 to 1, that must have read what goes into the profile")
-	fl.Var(&budget, "budget", "longest pack (default: 256MiB, and 60 % of the image)")
+	fl.Var(&budget, "budget", "longest pack (default: 60 % of the image, 256MiB at most)")
 	return cmd
 }
 

@@ -53,9 +53,11 @@ const (
 )
 
 // DefaultBudget is the longest pack for an image whose layers have the given
-// size in bytes, compressed: 256 MiB, and 60 % of the image. A pack with more is little better than a whole pull.
+// size in bytes, compressed: 60 % of the image, 256 MiB at most. A pack with more is
+// little better than a whole pull. Of a small image it may have all.
 func DefaultBudget(imageSize int64) int64 {
-	return max(1, min(256<<20, imageSize/10*6))
+	const least, most = 4 << 20, 256 << 20
+	return max(least, min(most, imageSize/10*6))
 }
 
 // Pack is a built profile. Close it.

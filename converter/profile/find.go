@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/api/profile"
@@ -74,22 +73,26 @@ func Find(ctx context.Context, client *registry.Client, ref name.Digest) (f Foun
 // referrers and from the index that stands in for one, asked at the same time.
 // hasAPI says that there is a list.
 func candidates(ctx context.Context, client *registry.Client, repo *registry.Repository, ref name.Digest) (list []Descriptor, hasAPI bool, err error) {
-	var listed, fallen []json.RawMessage
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		listed, hasAPI, err = repo.Referrers(ctx, ref.DigestStr(), image.ProfileArtifactType)
-		return err
-	})
-	g.Go(func() (err error) {
+	type answer struct {
+		index
+		err error
+	}
+	fallback := make(chan answer, 1)
+	go func() {
 		ix, err := readFallback(ctx, client, ref)
-		fallen = ix.entries
-		return err
-	})
-	if err := g.Wait(); err != nil {
+		fallback <- answer{ix, err}
+	}()
+	listed, hasAPI, err := repo.Referrers(ctx, ref.DigestStr(), image.ProfileArtifactType)
+	fallen := <-fallback
+	if err != nil {
 		return nil, hasAPI, err
 	}
+	// Where there is a list, the tag is a leftover, or somebody else's.
+	if fallen.err != nil && !hasAPI {
+		return nil, false, fallen.err
+	}
 	seen := make(map[string]bool)
-	for _, raw := range append(listed, fallen...) {
+	for _, raw := range append(listed, fallen.entries...) {
 		if d, ok := ours(raw); ok && !seen[d.Digest] {
 			seen[d.Digest] = true
 			list = append(list, d)

@@ -118,7 +118,7 @@ func TestMergeRefuses(t *testing.T) {
 }
 
 func TestDefaultBudget(t *testing.T) {
-	for size, want := range map[int64]int64{0: 1, 10 << 20: 6 << 20, 1 << 40: 256 << 20} {
+	for size, want := range map[int64]int64{0: 4 << 20, 10 << 20: 6 << 20, 1 << 40: 256 << 20} {
 		if got := DefaultBudget(size); got != want {
 			t.Errorf("an image of %d bytes: %d, want %d", size, got, want)
 		}
