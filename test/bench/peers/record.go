@@ -20,21 +20,22 @@ import (
 )
 
 // startNode starts a node that images are converted with, in a directory of its own
-// in the cache: not in /tmp, which may be memory. done ends and removes it.
-func startNode(ctx context.Context, paths map[string]string, r Registry) (n *node.Node, done func() error, err error) {
+// in the cache: not in /tmp, which may be memory. The program that converts has its
+// temporary files, whole layers, in tmp. done ends and removes all.
+func startNode(ctx context.Context, paths map[string]string, r Registry) (n *node.Node, tmp string, done func() error, err error) {
 	cache, err := tools.CacheDir()
 	if err != nil {
-		return nil, nil, err
+		return nil, "", nil, err
 	}
 	dir, err := os.MkdirTemp(cache, "convert-")
 	if err != nil {
-		return nil, nil, err
+		return nil, "", nil, err
 	}
 	n, err = node.Start(ctx, node.Options{Dir: filepath.Join(dir, "node"), Tools: paths, Registries: []string{r.Addr}})
 	if err != nil {
-		return nil, nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, "", nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return n, func() error { return errors.Join(n.Close(), os.RemoveAll(dir)) }, nil
+	return n, dir, func() error { return errors.Join(n.Close(), os.RemoveAll(dir)) }, nil
 }
 
 // opened returns a list of the files that a start of the image opens, one a line, in
@@ -57,7 +58,7 @@ func opened(ctx context.Context, progress io.Writer, paths map[string]string, r 
 	dir := filepath.Join(cache, "opened", fmt.Sprintf("%s-%x", filepath.Base(repository), hash[:6]))
 	list := filepath.Join(dir, "files")
 	return list, tools.Make(dir, func(tmp string) (err error) {
-		n, done, err := startNode(ctx, paths, r)
+		n, _, done, err := startNode(ctx, paths, r)
 		if err != nil {
 			return err
 		}

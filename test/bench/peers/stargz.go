@@ -73,7 +73,7 @@ func (s *Stargz) Convert(ctx context.Context, r Registry, repository, plainTag s
 }
 
 func (s *Stargz) convert(ctx context.Context, r Registry, from, to, list string) (err error) {
-	n, done, err := startNode(ctx, s.paths, r)
+	n, tmp, done, err := startNode(ctx, s.paths, r)
 	if err != nil {
 		return err
 	}
@@ -82,6 +82,7 @@ func (s *Stargz) convert(ctx context.Context, r Registry, from, to, list string)
 	tools.Say(s.progress, "%s: converting %s", s.Name(), from)
 	cmd := exec.CommandContext(ctx, s.paths[tools.Stargz], "convert", "--containerd", n.ContainerdSocket(),
 		"--image", r.Addr+"/"+from, "--to", r.Addr+"/"+to, "--files", list)
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("converting %s: %w: %s", from, err, bytes.TrimSpace(out))
 	}
