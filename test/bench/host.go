@@ -18,8 +18,9 @@ type host struct {
 	dir         string
 }
 
-// newHost starts an empty node for an arm, with one registry.
-func (b *bench) newHost(ctx context.Context, a arm, registry string) (h *host, err error) {
+// newHost starts an empty node for an arm, with one registry. args are further ones
+// of our own snapshotter.
+func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...string) (h *host, err error) {
 	h = &host{dir: b.newDir(), snapshotter: node.Overlayfs}
 	defer func() {
 		if err != nil {
@@ -36,7 +37,7 @@ func (b *bench) newHost(ctx context.Context, a arm, registry string) (h *host, e
 		}
 		h.snapshotter, o.Config, o.Path, o.SnapshotDirs = setup.Snapshotter, setup.Config, setup.Path, setup.SnapshotDirs
 	case a.kind == ours:
-		h.snapshotter, o.Snapshotter = node.Apparate, b.apparate
+		h.snapshotter, o.Snapshotter, o.SnapshotterArgs = node.Apparate, b.apparate, args
 	}
 	if h.node, err = node.Start(ctx, o); err != nil {
 		return h, err

@@ -23,6 +23,8 @@ func markdown(r *Results) string {
 		s.WriteString(v.figures("peak MB of the daemon", n.Name, func(r Run) float64 { return mb(r.PeakRSS) }))
 		s.WriteString(v.figures("layers that are not lazy", n.Name, func(r Run) float64 { return float64(r.NotLazy) }))
 	}
+	s.WriteString("## Many at once\n\n" + v.burstTable())
+	s.WriteString("## Steady state\n\n" + v.steadyTable())
 	s.WriteString("## Conversion\n\n" + v.conversions())
 	s.WriteString(v.failures())
 	return s.String()
@@ -81,6 +83,18 @@ func (v *view) failures() string {
 		if r.Error != "" {
 			line, _, _ := strings.Cut(r.Error, "\n")
 			fmt.Fprintf(&s, "- %s %s %s, round %d: %.200s\n", r.Image, r.Arm, r.Network, r.Round, line)
+		}
+	}
+	for _, b := range v.Bursts {
+		if b.Error != "" {
+			line, _, _ := strings.Cut(b.Error, "\n")
+			fmt.Fprintf(&s, "- %s at once, %s, round %d: %.200s\n", b.Scenario, b.Arm, b.Round, line)
+		}
+	}
+	for _, r := range v.Steady {
+		if r.Error != "" {
+			line, _, _ := strings.Cut(r.Error, "\n")
+			fmt.Fprintf(&s, "- steady state of %s, %s, round %d: %.200s\n", r.Image, r.Arm, r.Round, line)
 		}
 	}
 	if s.Len() == 0 {

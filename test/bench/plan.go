@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/apparate/apparate/test/images"
 )
@@ -109,4 +110,11 @@ func (p plan) round(number int) []job {
 	rng := rand.New(rand.NewPCG(uint64(number), 5))
 	rng.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
 	return jobs
+}
+
+// shuffled are the arms in an order of the round's own.
+func shuffled(arms []arm, round int) []arm {
+	all := slices.Clone(arms)
+	rand.New(rand.NewPCG(uint64(round), 6)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
 }

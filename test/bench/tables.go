@@ -202,3 +202,77 @@ func (v *view) noise() string {
 	}
 	return s.String()
 }
+
+// burstTable is the table of many starts at once.
+func (v *view) burstTable() string {
+	var s strings.Builder
+	var scenarios []string
+	for _, b := range v.Bursts {
+		if !slices.Contains(scenarios, b.Scenario) {
+			scenarios = append(scenarios, b.Scenario)
+		}
+	}
+	for _, name := range scenarios {
+		var t table
+		t.add(name+" at once", "last ready s", "first ready s", "MB", "requests", "daemon's peak MB")
+		for _, a := range v.arms() {
+			var last, first, bytes, requests, peak []float64
+			failed := 0
+			for _, b := range v.Bursts {
+				if b.Scenario != name || b.Arm != a.name {
+					continue
+				}
+				if b.Error != "" {
+					failed++
+					continue
+				}
+				last, first = append(last, b.Seconds), append(first, b.First)
+				bytes, requests, peak = append(bytes, mb(b.Bytes)), append(requests, float64(b.Requests)), append(peak, mb(b.PeakRSS))
+			}
+			if len(last)+failed == 0 {
+				continue
+			}
+			cell := number(median(last))
+			if failed > 0 {
+				cell += fmt.Sprintf(" (%d failed)", failed)
+			}
+			t.add(a.name, cell, number(median(first)), number(median(bytes)), number(median(requests)), number(median(peak)))
+		}
+		s.WriteString(t.String())
+	}
+	return s.String()
+}
+
+// steadyTable is what using a local image takes, by what it takes on overlayfs.
+func (v *view) steadyTable() string {
+	of := func(arm, use string) float64 {
+		var all []float64
+		for _, r := range v.Steady {
+			if sec, ok := r.Seconds[use]; ok && r.Arm == arm && r.Error == "" {
+				all = append(all, sec)
+			}
+		}
+		return median(all)
+	}
+	var t table
+	head := []string{"all local, time by that on overlayfs", "overlayfs ms"}
+	var arms []string
+	for _, a := range steadyArms {
+		if a != armOverlay && slices.ContainsFunc(v.Steady, func(r Steady) bool { return r.Arm == a }) {
+			arms = append(arms, a)
+		}
+	}
+	t.add(append(head, arms...)...)
+	for _, u := range uses() {
+		base := of(armOverlay, u.name)
+		if math.IsNaN(base) {
+			continue
+		}
+		row := []string{u.name, number(1000 * base)}
+		for _, a := range arms {
+			row = append(row, number(of(a, u.name)/base))
+		}
+		t.add(row...)
+	}
+	return t.String()
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/apparate/apparate/test/link"
+	"github.com/apparate/apparate/test/node"
+	"github.com/apparate/apparate/test/tools"
+)
+
+// steadyArms are those whose steady state is compared.
+var steadyArms = []string{armOverlay, "erofs-eager", "stargz", "soci", armApparate}
+
+// runSteady measures what an image that is all local costs to use.
+func (b *bench) runSteady(ctx context.Context) error {
+	if len(b.subjects) == 0 {
+		return nil
+	}
+	s := b.subjects[0] // the one with many files, where it is there
+	if i := slices.IndexFunc(b.subjects, func(s subject) bool { return s.image == "golang" }); i >= 0 {
+		s = b.subjects[i]
+	}
+	for round := 1; round <= b.steady; round++ {
+		for _, a := range shuffled(b.arms, round) {
+			if !slices.Contains(steadyArms, a.name) {
+				continue
+			}
+			r := Steady{Arm: a.name, Image: s.name, Round: round, Seconds: map[string]float64{}}
+			err := b.steadyState(ctx, s, a, &r)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				r.Error = err.Error()
+			}
+			tools.Say(b.progress, "steady state of %s on %s: %v %s", s.name, a.name, r.Seconds, r.Error)
+			b.results.Steady = append(b.results.Steady, r)
+		}
+	}
+	return nil
+}
+
+// steadyState starts the image, waits until all of it has come, and uses it.
+func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (err error) {
+	relay, err := link.NewWire(b.registry.Addr, link.Shape{Bits: 4e9})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, relay.Close()) }()
+	h, err := b.newHost(ctx, a, relay.Addr(), "--background-fetch-delay", "100ms")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			h.node.WriteLogs(b.progress)
+		}
+		err = errors.Join(err, h.close())
+	}()
+	ref := b.ref(relay.Addr(), s, s.tags[a.name])
+	if err := h.node.Pull(ctx, ref, h.snapshotter); err != nil {
+		return err
+	}
+	c, err := h.node.RunReady(ctx, ref, h.snapshotter, "subject", s.spec, s.env...)
+	if err != nil {
+		return err
+	}
+	pid, err := c.PID(ctx)
+	if err != nil {
+		return err
+	}
+	root := fmt.Sprintf("/proc/%d/root", pid)
+	t, err := readTree(root, "usr")
+	if err != nil {
+		return err
+	}
+	if err := t.readAll(); err != nil {
+		return err
+	}
+	if err := quiet(ctx, relay); err != nil {
+		return err
+	}
+	for _, o := range uses() {
+		if o.cold {
+			if err := node.DropCaches(ctx, b.dir, b.files()...); err != nil {
+				return err
+			}
+		} else if err := o.use(t); err != nil { // once before, for the cache
+			return fmt.Errorf("%s: %w", o.name, err)
+		}
+		began := time.Now()
+		if err := o.use(t); err != nil {
+			return fmt.Errorf("%s: %w", o.name, err)
+		}
+		r.Seconds[o.name] = time.Since(began).Seconds()
+	}
+	return c.Stop(ctx)
+}
+
+// quiet waits until nothing has come over the wire for some seconds: what is fetched
+// in the background has been.
+func quiet(ctx context.Context, w *link.Wire) error {
+	const still, limit = 6 * time.Second, 3 * time.Minute
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	last, since := w.Counts().All().Bytes, time.Now()
+	for time.Since(since) < still {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the image has not all come within %v: %w", limit, ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+		if now := w.Counts().All().Bytes; now != last {
+			last, since = now, time.Now()
+		}
+	}
+	return nil
+}
