@@ -34,6 +34,8 @@ type arm struct {
 	warm bool
 	// peer is what the arm consists of, nil for overlayfs as it is and for ours.
 	peer peers.Peer
+	// profile is which one lies beside the image: one of those below, or none.
+	profile string
 	// again names the arm that this one repeats, to show the noise.
 	again string
 }
@@ -50,6 +52,14 @@ const (
 	armOverlay   = "overlayfs"
 	armApparate  = "apparate"
 	armAgain     = "apparate-again"
+	armOwn       = "apparate-profile"
+)
+
+// Profiles of arms.
+const (
+	profileOwn   = "own"
+	profileWrong = "wrong"
+	profileStale = "stale"
 )
 
 // arms are all ways, in the order of the tables. What the peers record is asked of
@@ -65,7 +75,7 @@ func arms(workload func(repository string) (peers.Workload, error)) []arm {
 		"stargz": lazy, "soci": lazy, "stargz-opt": lazyAhead, "soci-prefetch": lazyAhead,
 	}
 	abouts := map[string]string{
-		"overlayfs-strong": "10 downloads in ranges, 4 unpacks at once, unpigz",
+		"overlayfs-strong": "10 downloads in ranges, 4 unpacks at once, igzip",
 		"erofs-eager":      "containerd's EROFS snapshotter, pulled as overlayfs-strong",
 		"soci-parallel":    "SOCI's parallel pull of whole layers",
 		"stargz":           "stargz-snapshotter, eStargz as built",
@@ -83,6 +93,9 @@ func arms(workload func(repository string) (peers.Workload, error)) []arm {
 	return append(all,
 		arm{name: armApparate, about: "ours without a profile", kind: ours},
 		arm{name: armAgain, about: "the same once more, for the noise", kind: ours, again: armApparate},
+		arm{name: armOwn, about: "ours with the image's profile, recorded on another run", kind: ours, profile: profileOwn},
+		arm{name: "apparate-wrong", about: "ours with the profile of another image", kind: ours, profile: profileWrong},
+		arm{name: "apparate-stale", about: "ours with a profile of which half is of another image", kind: ours, profile: profileStale},
 	)
 }
 

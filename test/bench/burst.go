@@ -99,7 +99,7 @@ func (b *bench) burst(ctx context.Context, s scenario, a arm, r *Burst) (err err
 	var all sync.WaitGroup
 	for i, subject := range s.subjects {
 		all.Go(func() {
-			ref := b.ref(wire.Addr(), subject, subject.tags[a.name])
+			ref := wire.Addr() + "/" + subject.names[a.name]
 			if err := h.node.Pull(limited, ref, h.snapshotter); err != nil {
 				failed <- err
 				return

@@ -66,7 +66,7 @@ func (h *host) close() error {
 // spent is what had been used at one moment.
 type spent struct {
 	daemon, containerd, machine float64
-	peak                        int64
+	peak, now                   int64 // bytes of memory
 }
 
 func (h *host) usage() (spent, error) {
@@ -95,6 +95,6 @@ func (h *host) usage() (spent, error) {
 			return s, err
 		}
 	}
-	s.daemon, s.peak = d.Seconds, d.PeakRSS
+	s.daemon, s.peak, s.now = d.Seconds, d.PeakRSS, d.RSS
 	return s, nil
 }

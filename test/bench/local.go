@@ -35,7 +35,7 @@ func (b *bench) localNode(ctx context.Context, s subject) (*host, error) {
 		return nil, err
 	}
 	b.local[s.image] = l
-	return l, l.node.Pull(ctx, b.ref(b.registry.Addr, s, plainTag), node.Overlayfs)
+	return l, l.node.Pull(ctx, b.registry.Addr+"/"+s.spec.Repository+":"+plainTag, node.Overlayfs)
 }
 
 // startOnce measures from ctr run to the answer.
@@ -43,7 +43,7 @@ func (b *bench) startOnce(ctx context.Context, l *host, s subject, a arm, run *R
 	limited, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	began := time.Now()
-	c, err := l.node.RunReady(limited, b.ref(b.registry.Addr, s, plainTag), node.Overlayfs, "subject", s.spec, s.env...)
+	c, err := l.node.RunReady(limited, b.registry.Addr+"/"+s.spec.Repository+":"+plainTag, node.Overlayfs, "subject", s.spec, s.env...)
 	run.Seconds = time.Since(began).Seconds()
 	if err != nil {
 		if c != nil {

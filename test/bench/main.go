@@ -102,8 +102,11 @@ func report(r *Results, o options) error {
 		return err
 	}
 	fmt.Print(text)
+	if err := writePlots(r, o.out); err != nil {
+		return err
+	}
 	if o.reads == "" {
 		return nil
 	}
-	return updateReadme(o.reads, summary(r))
+	return errors.Join(writePlots(r, filepath.Join(filepath.Dir(o.reads), plotsDir)), updateReadme(o.reads, summary(r)))
 }

@@ -11,23 +11,40 @@ func markdown(r *Results) string {
 	var s strings.Builder
 	s.WriteString("# Cold starts\n\n")
 	s.WriteString(v.header())
+	s.WriteString("## Targets\n\n" + v.targets())
 	for _, n := range r.Networks {
-		fmt.Fprintf(&s, "## %s\n\n%s", n.Name, v.times(n.Name))
-		s.WriteString(v.ratios(n.Name))
-		s.WriteString(v.limits(n.Name))
-		s.WriteString(v.figures("MB from the registry at ready", n.Name, func(r Run) float64 { return mb(r.Traffic.All().Bytes) }))
-		s.WriteString(v.figures("requests at ready", n.Name, func(r Run) float64 { return float64(r.Traffic.All().Requests) }))
-		s.WriteString(v.figures("seconds until the pull had ended", n.Name, func(r Run) float64 { return r.Pull }))
-		s.WriteString(v.figures("CPU seconds at ready, daemon and containerd", n.Name, func(r Run) float64 { return r.CPU.Daemon + r.CPU.Containerd }))
-		s.WriteString(v.figures("CPU seconds at ready, whole machine", n.Name, func(r Run) float64 { return r.CPU.Machine }))
-		s.WriteString(v.figures("peak MB of the daemon", n.Name, func(r Run) float64 { return mb(r.PeakRSS) }))
-		s.WriteString(v.figures("layers that are not lazy", n.Name, func(r Run) float64 { return float64(r.NotLazy) }))
+		if len(r.Runs) > 0 {
+			s.WriteString(v.network(n.Name))
+		}
 	}
 	s.WriteString("## Many at once\n\n" + v.burstTable())
 	s.WriteString("## Steady state\n\n" + v.steadyTable())
 	s.WriteString("## Conversion\n\n" + v.conversions())
 	s.WriteString(v.failures())
 	return s.String()
+}
+
+// network is all of one network.
+func (v *view) network(name string) string {
+	s := fmt.Sprintf("## %s\n\n%s%s%s", name, v.times(name), v.ratios(name), v.limits(name))
+	for _, a := range []string{armOwn, armApparate} {
+		s += v.budgets(a, name)
+	}
+	for _, f := range []struct {
+		title  string
+		figure func(Run) float64
+	}{
+		{"MB from the registry at ready", func(r Run) float64 { return mb(r.Traffic.All().Bytes) }},
+		{"requests at ready", func(r Run) float64 { return float64(r.Traffic.All().Requests) }},
+		{"seconds until the pull had ended", func(r Run) float64 { return r.Pull }},
+		{"CPU seconds at ready, daemon and containerd", func(r Run) float64 { return r.CPU.Daemon + r.CPU.Containerd }},
+		{"CPU seconds at ready, whole machine", func(r Run) float64 { return r.CPU.Machine }},
+		{"peak MB of the daemon", func(r Run) float64 { return mb(r.PeakRSS) }},
+		{"layers that are not lazy", func(r Run) float64 { return float64(r.NotLazy) }},
+	} {
+		s += v.figures(f.title, name, f.figure)
+	}
+	return s
 }
 
 // header says what was measured, on what, and how much it varies.

@@ -25,8 +25,8 @@ type subject struct {
 	operation string
 	env       []string
 	spec      images.Spec
-	// tags are what each arm starts, by its name.
-	tags map[string]string
+	// names are what each arm starts, "repository:tag", by the arm's name.
+	names map[string]string
 }
 
 func networkName(n Network) string { return n.Name }
@@ -75,7 +75,7 @@ func newPlan(o options) (plan, error) {
 			return plan{}, err
 		}
 		for _, op := range operations {
-			s := subject{image: name, name: name, operation: op.Name, env: op.Env, spec: op.Spec, tags: map[string]string{}}
+			s := subject{image: name, name: name, operation: op.Name, env: op.Env, spec: op.Spec, names: map[string]string{}}
 			if len(operations) > 1 {
 				s.name += "/" + op.Name
 			}

@@ -54,7 +54,7 @@ func (b *bench) prepareImages(ctx context.Context) error {
 			return fmt.Errorf("image %s: %w", b.subjects[i].name, err)
 		}
 	}
-	return nil
+	return b.prepareProfiles(ctx)
 }
 
 func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) error {
@@ -70,7 +70,7 @@ func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) erro
 	if result.Size, err = images.Size(img); err != nil {
 		return err
 	}
-	plain := b.ref(b.registry.Addr, *s, plainTag)
+	plain := b.registry.Addr + "/" + s.spec.Repository + ":" + plainTag
 	ref, err := name.NewTag(plain)
 	if err != nil {
 		return err
@@ -79,21 +79,27 @@ func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) erro
 	if err := remote.Write(ref, img, remote.WithContext(ctx)); err != nil {
 		return err
 	}
+	accelerated := false
 	for _, a := range b.arms {
 		start := time.Now()
 		tag := plainTag
 		switch {
+		case a.profile != "":
+			continue // prepareProfiles makes it
+		case a.kind == ours && accelerated:
+			s.names[a.name] = s.spec.Repository + ":" + apparateTag
+			continue
 		case a.peer != nil:
 			if tag, err = a.peer.Convert(ctx, peers.Registry{Addr: b.registry.Addr}, s.spec.Repository, plainTag); err != nil {
 				return fmt.Errorf("converting for %s: %w", a.name, err)
 			}
 		case a.kind == ours:
-			tag = apparateTag
+			tag, accelerated = apparateTag, true
 			if err := b.run(ctx, "convert", plain); err != nil {
 				return err
 			}
 		}
-		s.tags[a.name] = tag
+		s.names[a.name] = s.spec.Repository + ":" + tag
 		if tag == plainTag {
 			continue
 		}
@@ -108,14 +114,9 @@ func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) erro
 	return nil
 }
 
-// ref is the name of an image at a registry's address.
-func (b *bench) ref(address string, s subject, tag string) string {
-	return address + "/" + s.spec.Repository + ":" + tag
-}
-
 // remoteSize is what a full pull of a tag fetches.
 func (b *bench) remoteSize(ctx context.Context, s subject, tag string) (int64, error) {
-	ref, err := name.NewTag(b.ref(b.registry.Addr, s, tag))
+	ref, err := name.NewTag(b.registry.Addr + "/" + s.spec.Repository + ":" + tag)
 	if err != nil {
 		return 0, err
 	}

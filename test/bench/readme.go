@@ -2,9 +2,14 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
+
+// plotsDir is where the plots are that the README shows, from the top of the repository.
+const plotsDir = "test/bench/plots"
 
 // The lines between which the README's tables are.
 const (
@@ -44,11 +49,14 @@ func summary(r *Results) string {
 	v := newView(r)
 	var s strings.Builder
 	s.WriteString(v.source())
-	for _, n := range r.Networks {
-		s.WriteString(v.times(n.Name))
-		s.WriteString(v.ratios(n.Name))
-		s.WriteString(v.limits(n.Name))
+	s.WriteString(v.targets())
+	for _, name := range slices.Sorted(maps.Keys(plots(r))) {
+		fmt.Fprintf(&s, "![%s](%s/%s)\n\n", strings.TrimSuffix(name, ".svg"), plotsDir, name)
 	}
+	for _, n := range r.Networks {
+		s.WriteString(v.times(n.Name) + v.ratios(n.Name) + v.limits(n.Name) + v.budgets(armOwn, n.Name))
+	}
+	s.WriteString(v.burstTable() + v.steadyTable() + v.conversions())
 	s.WriteString(v.legend())
 	s.WriteString(v.failures())
 	return s.String()

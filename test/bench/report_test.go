@@ -1,11 +1,15 @@
 package main
 
 import (
+	"encoding/xml"
+	"errors"
+	"io"
 	"math"
 	"strings"
 	"testing"
 	"time"
 
+	api "github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/test/link"
 )
 
@@ -106,5 +110,73 @@ func TestReadme(t *testing.T) {
 		if _, err := between(bad, "x"); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
+	}
+}
+
+// TestBudget proves that the parts of a start add up to it, also where the daemon's
+// events overlap, are missing, or are later than the start.
+func TestBudget(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, starts := range map[string]string{
+		"whole":   `[{"began":"2026-01-01T00:00:00.1Z","events":{"layers":50,"mounted":90,"created":300},"waitMillis":200,"packWaitMillis":50}]`,
+		"overlap": `[{"began":"2026-01-01T00:00:00.1Z","events":{"layers":500,"mounted":90,"created":9000},"waitMillis":20000}]`,
+		"bare":    `[{"began":"2026-01-01T00:00:00.1Z"}]`,
+	} {
+		phases, ok := budget(Run{Began: began, Seconds: 1, Pull: 0.25, Starts: []byte(starts)})
+		var sum float64
+		for _, p := range phases {
+			if sum += p.seconds; p.seconds < 0 {
+				t.Errorf("%s: %s takes %v", name, p.name, p.seconds)
+			}
+		}
+		if !ok || math.Abs(sum-1) > 1e-9 {
+			t.Errorf("%s: the sum is %v: %v", name, sum, phases)
+		}
+	}
+	for _, starts := range []string{``, `[]`, `{}`, `[{},{}]`} {
+		if _, ok := budget(Run{Seconds: 1, Starts: []byte(starts)}); ok {
+			t.Errorf("%q is an account", starts)
+		}
+	}
+}
+
+// TestPlots proves that plots are XML with a bar for each figure, and that there are
+// none of nothing.
+func TestPlots(t *testing.T) {
+	all := plots(example())
+	if len(all) != 2 {
+		t.Errorf("%d plots", len(all))
+	}
+	for name, text := range all {
+		d := xml.NewDecoder(strings.NewReader(text))
+		for {
+			if _, err := d.Token(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v in\n%s", name, err, text)
+			}
+		}
+		if strings.Contains(text, "NaN") || !strings.Contains(text, "stargz-opt") {
+			t.Errorf("%s:\n%s", name, text)
+		}
+	}
+	if n := len(plots(&Results{Networks: []Network{{Name: "LAN1G"}}})); n != 0 {
+		t.Errorf("%d plots of nothing", n)
+	}
+}
+
+// TestStale proves that a stale profile has every second group from elsewhere, and is
+// a pack as its table says.
+func TestStale(t *testing.T) {
+	profileOf := func(pack string, id uint64, sizes ...int64) startProfile {
+		p := startProfile{table: &api.Table{}, pack: []byte(pack)}
+		for _, n := range sizes {
+			p.table.Groups = append(p.table.Groups, api.Group{Size: n, Chunks: []api.Chunk{{ID: id, Size: 1}}})
+		}
+		return p
+	}
+	s := stale(profileOf("aabbcc", 1, 2, 2, 2), profileOf("xyyyz", 2, 1, 3, 1))
+	if string(s.pack) != "aayyycc" || s.table.Size != 7 || s.table.Groups[1].Chunks[0].ID != 2 || s.table.Groups[2].Size != 2 {
+		t.Errorf("%s %+v", s.pack, s.table)
 	}
 }

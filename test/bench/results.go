@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/test/link"
 )
 
@@ -58,8 +59,8 @@ type Image struct {
 	// Variants are what was made of it for arms, by their names.
 	Variants map[string]Variant `json:"variants"`
 	// Pack is how large the image's profile is, and Profile what it says of itself.
-	Pack    int64           `json:"pack,omitempty"`
-	Profile json.RawMessage `json:"profile,omitempty"`
+	Pack    int64            `json:"pack,omitempty"`
+	Profile *profile.Summary `json:"profile,omitempty"`
 }
 
 // Variant is an image as one arm wants it.
@@ -79,6 +80,8 @@ type Run struct {
 	Network string `json:"network,omitempty"` // empty where none is used
 	Round   int    `json:"round"`
 	Error   string `json:"error,omitempty"`
+	// Began is when the image was asked for.
+	Began time.Time `json:"began"`
 	// Seconds from the request to the first correct answer, of them Pull until the
 	// pull had ended.
 	Seconds float64 `json:"seconds"`
@@ -94,6 +97,8 @@ type Run struct {
 	} `json:"cpu"`
 	// PeakRSS is the most memory of the daemon's processes until then.
 	PeakRSS int64 `json:"peak_rss"`
+	// IdleRSS is what they took before the image was asked for.
+	IdleRSS int64 `json:"idle_rss"`
 	// Root is what the container's root really was, NotLazy how many layers were
 	// pulled in full where they should not have been.
 	Root    string `json:"root"`

@@ -42,11 +42,13 @@ func (b *bench) startRemote(ctx context.Context, s subject, j job, run *Run) (er
 	if err != nil {
 		return err
 	}
+	run.IdleRSS = u.now
 	before := wire.Counts()
 	limited, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	ref := b.ref(wire.Addr(), s, s.tags[j.arm.name])
+	ref := wire.Addr() + "/" + s.names[j.arm.name]
 	began := time.Now()
+	run.Began = began
 	if err := h.node.Pull(limited, ref, h.snapshotter); err != nil {
 		return err
 	}

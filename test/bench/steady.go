@@ -61,7 +61,7 @@ func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (e
 		}
 		err = errors.Join(err, h.close())
 	}()
-	ref := b.ref(relay.Addr(), s, s.tags[a.name])
+	ref := relay.Addr() + "/" + s.names[a.name]
 	if err := h.node.Pull(ctx, ref, h.snapshotter); err != nil {
 		return err
 	}
@@ -85,20 +85,36 @@ func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (e
 		return err
 	}
 	for _, o := range uses() {
+		if r.Seconds[o.name], err = b.measureUse(ctx, o, t); err != nil {
+			return fmt.Errorf("%s: %w", o.name, err)
+		}
+	}
+	return c.Stop(ctx)
+}
+
+// measureUse is the median of some times that a use took. One that is not cold is
+// made once before, for the cache.
+func (b *bench) measureUse(ctx context.Context, o use, t *tree) (float64, error) {
+	times := 5
+	if o.cold {
+		times = 3
+	} else if err := o.use(t); err != nil {
+		return 0, err
+	}
+	var all []float64
+	for range times {
 		if o.cold {
 			if err := node.DropCaches(ctx, b.dir, b.files()...); err != nil {
-				return err
+				return 0, err
 			}
-		} else if err := o.use(t); err != nil { // once before, for the cache
-			return fmt.Errorf("%s: %w", o.name, err)
 		}
 		began := time.Now()
 		if err := o.use(t); err != nil {
-			return fmt.Errorf("%s: %w", o.name, err)
+			return 0, err
 		}
-		r.Seconds[o.name] = time.Since(began).Seconds()
+		all = append(all, time.Since(began).Seconds())
 	}
-	return c.Stop(ctx)
+	return median(all), nil
 }
 
 // quiet waits until nothing has come over the wire for some seconds: what is fetched

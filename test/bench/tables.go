@@ -215,7 +215,7 @@ func (v *view) burstTable() string {
 	for _, name := range scenarios {
 		var t table
 		t.add(name+" at once", "last ready s", "first ready s", "MB", "requests", "daemon's peak MB")
-		for _, a := range v.arms() {
+		for _, a := range armsOnly() {
 			var last, first, bytes, requests, peak []float64
 			failed := 0
 			for _, b := range v.Bursts {
@@ -245,15 +245,6 @@ func (v *view) burstTable() string {
 
 // steadyTable is what using a local image takes, by what it takes on overlayfs.
 func (v *view) steadyTable() string {
-	of := func(arm, use string) float64 {
-		var all []float64
-		for _, r := range v.Steady {
-			if sec, ok := r.Seconds[use]; ok && r.Arm == arm && r.Error == "" {
-				all = append(all, sec)
-			}
-		}
-		return median(all)
-	}
 	var t table
 	head := []string{"all local, time by that on overlayfs", "overlayfs ms"}
 	var arms []string
@@ -264,15 +255,26 @@ func (v *view) steadyTable() string {
 	}
 	t.add(append(head, arms...)...)
 	for _, u := range uses() {
-		base := of(armOverlay, u.name)
+		base := v.steadyTime(armOverlay, u.name)
 		if math.IsNaN(base) {
 			continue
 		}
 		row := []string{u.name, number(1000 * base)}
 		for _, a := range arms {
-			row = append(row, number(of(a, u.name)/base))
+			row = append(row, number(v.steadyTime(a, u.name)/base))
 		}
 		t.add(row...)
 	}
 	return t.String()
+}
+
+// steadyTime is the median of a use on an arm.
+func (v *view) steadyTime(arm, use string) float64 {
+	var all []float64
+	for _, r := range v.Steady {
+		if sec, ok := r.Seconds[use]; ok && r.Arm == arm && r.Error == "" {
+			all = append(all, sec)
+		}
+	}
+	return median(all)
 }

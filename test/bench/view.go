@@ -8,7 +8,8 @@ import (
 // view answers questions about results.
 type view struct {
 	*Results
-	runs map[string][]Run
+	runs     map[string][]Run
+	measured []arm
 }
 
 func newView(r *Results) *view {
@@ -17,6 +18,9 @@ func newView(r *Results) *view {
 		k := key(run.Image, run.Arm, run.Network)
 		v.runs[k] = append(v.runs[k], run)
 	}
+	v.measured = slices.DeleteFunc(armsOnly(), func(a arm) bool {
+		return !slices.ContainsFunc(r.Runs, func(run Run) bool { return run.Arm == a.name })
+	})
 	return v
 }
 
@@ -31,11 +35,7 @@ func (v *view) of(image, arm, network string) []Run {
 }
 
 // arms are those that were measured, in the order of the tables.
-func (v *view) arms() []arm {
-	return slices.DeleteFunc(armsOnly(), func(a arm) bool {
-		return !slices.ContainsFunc(v.Runs, func(r Run) bool { return r.Arm == a.name })
-	})
-}
+func (v *view) arms() []arm { return v.measured }
 
 // seconds is a run's time; a start that failed counts as one that was given up.
 func seconds(r Run) float64 {
@@ -122,8 +122,7 @@ type Limit struct {
 // the tag, the manifest, the configuration, what is needed to mount, the first bytes.
 const trips = 5
 
-// limit needs a warm start and knows what is needed from what the leanest of our
-// starts fetched.
+// limit needs a warm start, and a start of ours that says what is needed.
 func (v *view) limit(image, network string) (Limit, bool) {
 	var l Limit
 	l.Warm = v.median(image, armWarm, network, seconds)
@@ -138,10 +137,14 @@ func (v *view) limit(image, network string) (Limit, bool) {
 	return l, true
 }
 
-// needed are the bytes that a start needs: of our arms on every network, the least
-// median of what had come when the program was ready.
+// needed are the bytes that a start needs: the least of what our arms had fetched when
+// the program was ready, by their medians, and of the image's profile, which has what
+// was read until some seconds later.
 func (v *view) needed(image, network string) float64 {
 	least := math.NaN()
+	if i := slices.IndexFunc(v.Images, func(i Image) bool { return i.Name == image }); i >= 0 && v.Images[i].Pack > 0 {
+		least = float64(v.Images[i].Pack)
+	}
 	for _, a := range v.arms() {
 		if a.kind != ours {
 			continue
