@@ -55,7 +55,7 @@ func (v *view) source() string {
 	var s strings.Builder
 	m := v.Machine
 	fmt.Fprintf(&s, "Measured on %d cores of %s with %.0f GB, Linux %s, %s, %s, %s, %s; commit %s, tier %s, %s, %.0f minutes.\n\n",
-		m.Cores, m.CPU, float64(m.Memory)/1e9, m.Kernel, m.Disk, m.Go, m.Containerd, m.Runc, m.Commit, v.Tier, v.Began.Format("2006-01-02"), v.Took/60)
+		m.Cores, m.CPU, float64(m.Memory)/1e9, m.Kernel, m.Disk, m.Go, m.Containerd, m.Runc, m.Commit, v.Tier, v.Began.UTC().Format("2006-01-02"), v.Took/60)
 	for _, n := range v.Networks {
 		first := ""
 		if n.Shape.FirstByte > 0 {

@@ -32,7 +32,7 @@ type bench struct {
 // measure does what p says. The results are those until the error, nil where there
 // are none.
 func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Results, err error) {
-	b := &bench{plan: p, progress: progress, local: map[string]*host{}, results: &Results{Tier: o.tier, Began: time.Now().UTC(), Peers: map[string]string{}}}
+	b := &bench{plan: p, progress: progress, local: map[string]*host{}, results: &Results{Tier: o.tier, Began: time.Now(), Peers: map[string]string{}}}
 	if b.arms, err = choose("arm", strings.Join(names(p.arms, armName), ","), arms(b.workload), armName); err != nil {
 		return nil, err
 	}
@@ -109,10 +109,13 @@ func (b *bench) closeWires() error {
 func (b *bench) runAll(ctx context.Context) error {
 	began := time.Now()
 	for round := 1; round <= b.rounds; round++ {
-		if took := time.Since(began); took > b.limit {
-			b.left("rounds %d to %d: the time was up after %v", round, b.rounds, took.Round(time.Second))
+		last := time.Since(began)
+		if took := time.Since(b.results.Began); round > 1 && took+last > b.limit {
+			b.left("rounds %d to %d: %v had been used of %v, and a round takes %v",
+				round, b.rounds, took.Round(time.Second), b.limit, last.Round(time.Second))
 			break
 		}
+		began = time.Now()
 		jobs := b.round(round)
 		for i, j := range jobs {
 			run := Run{Image: b.subjects[j.subject].name, Arm: j.arm.name, Round: round}

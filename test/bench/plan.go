@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"github.com/apparate/apparate/test/images"
 )
@@ -60,6 +61,9 @@ func newPlan(o options) (plan, error) {
 	}
 	p := plan{tier: t}
 	var errs [3]error
+	if o.networks == "" {
+		o.networks = strings.Join(t.networks, ",")
+	}
 	p.networks, errs[0] = choose("network", o.networks, networks(), networkName)
 	// The peers are made anew for the bench, which knows the workloads.
 	p.arms, errs[1] = choose("arm", o.arms, armsOnly(), armName)

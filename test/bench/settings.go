@@ -12,19 +12,20 @@ import (
 
 // tier is how much is measured.
 type tier struct {
-	images []string
-	// rounds is how often everything is started at most, and limit when no further
-	// round begins.
+	images, networks []string
+	// rounds is how often everything is started at most. No round begins that would not
+	// end within limit from the very beginning, by how long the one before took; the
+	// first is always made.
 	rounds int
 	limit  time.Duration
-	// bursts and steady say whether these are measured as well.
+	// bursts and steady are how often these are measured, zero for not at all.
 	bursts, steady int
 }
 
 func tiers() map[string]tier {
 	return map[string]tier{
-		"smoke": {images: images.Smoke(), rounds: 3, limit: 20 * time.Minute, bursts: 1, steady: 1},
-		"core":  {images: images.Core(), rounds: 5, limit: 6 * time.Hour, bursts: 3, steady: 3},
+		"smoke": {images: images.Smoke(), networks: []string{"LAN1G"}, rounds: 3, limit: 27 * time.Minute, bursts: 1, steady: 1},
+		"core":  {images: images.Core(), networks: names(networks(), networkName), rounds: 5, limit: 8 * time.Hour, bursts: 3, steady: 3},
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // steadyArms are those whose steady state is compared.
-var steadyArms = []string{armOverlay, "erofs-eager", "stargz", "soci", armApparate}
+var steadyArms = []string{armOverlay, "erofs-eager", "stargz", armApparate}
 
 // runSteady measures what an image that is all local costs to use.
 func (b *bench) runSteady(ctx context.Context) error {

@@ -35,7 +35,7 @@ func (v *view) of(image, arm, network string) []Run {
 }
 
 // arms are those that were measured, in the order of the tables.
-func (v *view) arms() []arm { return v.measured }
+func (v *view) arms() []arm { return slices.Clone(v.measured) }
 
 // seconds is a run's time; a start that failed counts as one that was given up.
 func seconds(r Run) float64 {
