@@ -243,6 +243,9 @@ func addStats(a, b layer.Stats) layer.Stats {
 	a.FetchedBytes += b.FetchedBytes
 	a.ServedBytes += b.ServedBytes
 	a.WaitedReads += b.WaitedReads
+	a.WaitTime += b.WaitTime
+	a.SupplyWait += b.SupplyWait
+	a.DecodeTime += b.DecodeTime
 	a.DigestFailures += b.DigestFailures
 	a.CachedBytes += b.CachedBytes
 	a.ContentBytes += b.ContentBytes

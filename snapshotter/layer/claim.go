@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/apparate/apparate/snapshotter/toc"
 )
@@ -168,7 +169,7 @@ func (b *batch) extend(next int, until int64) {
 		if !wanted && (b.last == nil || b.last.end-b.last.start+size > l.o.Coalesce) {
 			return
 		}
-		if l.flights[m] == nil && !l.cached(m) {
+		if l.flights[m] == nil && !l.cached(m) && !l.coming(m) {
 			b.add(m)
 			ahead += size
 		} else if !wanted {
@@ -209,6 +210,19 @@ func (l *Layer) flying(from, to int) bool {
 // not in the cache.
 func (l *Layer) readMissing(ctx context.Context, p []byte, off int64, misses []int, until int64) error {
 	l.stats.waited.Add(1)
+	began := time.Now()
+	defer func() { l.stats.wait.Add(int64(time.Since(began))) }()
+	misses, err := l.awaitSupply(ctx, p, off, misses)
+	if err != nil {
+		return err
+	}
+	if len(misses) == 0 {
+		if until > 0 {
+			_, err = l.claim(nil, off+int64(len(p)), until, demand)
+		}
+		return err
+	}
+	// Not before: who brings chunks gives way to the demand that the gate counts.
 	l.o.Gate.Enter()
 	defer l.o.Gate.Leave()
 	need := make([]int, 0, len(misses))

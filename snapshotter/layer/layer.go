@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/toc"
@@ -121,6 +122,10 @@ type Layer struct {
 	cancel   context.CancelFunc
 	requests sync.WaitGroup
 
+	// recordings and supplies are nil or not changed any more: replaced under mu.
+	recordings atomic.Pointer[[]*Recording]
+	supplies   atomic.Pointer[[]Supply]
+
 	mu      sync.Mutex
 	closed  bool
 	flights map[int]*flight // members that are being fetched, and unkept ones
@@ -169,6 +174,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, nil
 	}
 	p = p[:min(int64(len(p)), l.idx.DataSize-off)]
+	l.record(off, int64(len(p)))
 	misses, err := l.readCached(p, off)
 	if err != nil {
 		return 0, err
@@ -333,6 +339,7 @@ func (noCache) Close() error                            { return nil }
 // counters is Stats as it is counted.
 type counters struct {
 	demand, background, fetched, served, waited, digest atomic.Int64
+	wait, supplyWait, decode                            atomic.Int64 // nanoseconds
 }
 
 // Stats is what a layer did since New. All counts only grow, except CachedBytes.
@@ -346,6 +353,11 @@ type Stats struct {
 	ServedBytes int64
 	// WaitedReads are reads that could not be answered from the cache.
 	WaitedReads int64
+	// WaitTime is how long those waited, all together; SupplyWait is the part of it that
+	// was spent waiting for a Supply, and not for a request.
+	WaitTime, SupplyWait time.Duration
+	// DecodeTime was spent decompressing and hashing, all workers together.
+	DecodeTime time.Duration
 	// DigestFailures are members that did not match their digests, counting each try.
 	DigestFailures int64
 	// CachedBytes of ContentBytes are in the cache, uncompressed.
@@ -360,6 +372,7 @@ func (l *Layer) Stats() Stats {
 	return Stats{
 		DemandRequests: s.demand.Load(), BackgroundRequests: s.background.Load(),
 		FetchedBytes: s.fetched.Load(), ServedBytes: s.served.Load(), WaitedReads: s.waited.Load(),
+		WaitTime: time.Duration(s.wait.Load()), SupplyWait: time.Duration(s.supplyWait.Load()), DecodeTime: time.Duration(s.decode.Load()),
 		DigestFailures: s.digest.Load(),
 		CachedBytes:    l.cache.Present(), ContentBytes: l.total, BlobBytes: l.blob.Size(),
 	}

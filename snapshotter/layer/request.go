@@ -119,7 +119,9 @@ func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	go func() {
 		defer work.Done()
 		defer release()
+		began := time.Now()
 		d, err := l.decode(f.member, bytes.NewReader(raw))
+		l.stats.decode.Add(int64(time.Since(began)))
 		lim.done()
 		lim.recycle(raw)
 		l.finish(f, d, err)
