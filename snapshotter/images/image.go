@@ -76,9 +76,12 @@ func (m *Manager) Mount(ctx context.Context, layers []source.Layer, keepWhiteout
 	if err := m.addAll(ctx, layers); err != nil {
 		return "", err
 	}
-	if err := m.mountImage(ctx, im, keepWhiteouts, dir); err != nil {
+	m.cfg.Watch.Mounted(layers, StepLoaded)
+	m.cfg.Watch.Mounting(layers)
+	if err := m.mountImage(ctx, im, layers, keepWhiteouts, dir); err != nil {
 		return "", fmt.Errorf("mount image %s: %w", im.id, err)
 	}
+	m.cfg.Watch.Mounted(layers, StepMounted)
 	m.mu.Lock()
 	im.mounted, im.since = true, time.Now()
 	m.mu.Unlock()
@@ -133,10 +136,10 @@ func (m *Manager) addAll(ctx context.Context, layers []source.Layer) error {
 
 // mountImage writes the metadata image if it is not on disk yet and mounts it.
 // The caller has im.turn.
-func (m *Manager) mountImage(ctx context.Context, im *img, keepWhiteouts bool, dir string) error {
+func (m *Manager) mountImage(ctx context.Context, im *img, layers []source.Layer, keepWhiteouts bool, dir string) error {
 	meta := filepath.Join(m.imageDir(im.id), metaFile)
 	if _, err := os.Stat(filepath.Join(m.imageDir(im.id), imageFile)); err != nil {
-		if err := m.build(ctx, im, keepWhiteouts); err != nil {
+		if err := m.build(ctx, im, layers, keepWhiteouts); err != nil {
 			return err
 		}
 	}
@@ -152,7 +155,7 @@ func (m *Manager) mountImage(ctx context.Context, im *img, keepWhiteouts bool, d
 
 // build merges the layers and writes meta.erofs, and then image.json, which
 // says that it is whole.
-func (m *Manager) build(ctx context.Context, im *img, keepWhiteouts bool) error {
+func (m *Manager) build(ctx context.Context, im *img, layers []source.Layer, keepWhiteouts bool) error {
 	idx := make([]*toc.Index, len(im.keys))
 	sizes := make([]int64, len(im.keys))
 	g, gctx := errgroup.WithContext(ctx)
@@ -172,6 +175,7 @@ func (m *Manager) build(ctx context.Context, im *img, keepWhiteouts bool) error 
 	if err != nil {
 		return err
 	}
+	m.cfg.Watch.Mounted(layers, StepMerged)
 	image, err := erofs.Build(root, sizes)
 	if err != nil {
 		return err
@@ -189,6 +193,7 @@ func (m *Manager) build(ctx context.Context, im *img, keepWhiteouts bool) error 
 	if err := writeFile(filepath.Join(m.imageDir(im.id), imageFile), rec); err != nil {
 		return err
 	}
+	m.cfg.Watch.Mounted(layers, StepBuilt)
 	m.mu.Lock()
 	for _, k := range im.keys {
 		if e := m.layers[k]; e != nil {

@@ -52,6 +52,37 @@ type Prefetcher interface {
 	Remove(key string)
 }
 
+// Step is a part of the mount of an image.
+type Step string
+
+// The steps of a mount, in their order; each is told of when it is done.
+const (
+	StepLoaded  Step = "layers"  // all indexes are there
+	StepMerged  Step = "merged"  // they are one tree
+	StepBuilt   Step = "built"   // the metadata image is on disk
+	StepMounted Step = "mounted" // the kernel has it
+)
+
+// Watcher is told what happens to images. Its methods must be quick. A layer's Manifest
+// says of which image it is; that of the topmost layer counts where they differ.
+type Watcher interface {
+	// Loaded says that the layer src can be read through l. It comes again whenever the
+	// layer is asked for.
+	Loaded(src source.Layer, l *layer.Layer)
+	// Mounting says that a chain, bottom first, is about to be mounted, and was not
+	// mounted before: no page of it is in the kernel's cache.
+	Mounting(layers []source.Layer)
+	// Mounted says that a step of its mount was done.
+	Mounted(layers []source.Layer, s Step)
+}
+
+// noWatcher is nobody.
+type noWatcher struct{}
+
+func (noWatcher) Loaded(source.Layer, *layer.Layer) {}
+func (noWatcher) Mounting([]source.Layer)           {}
+func (noWatcher) Mounted([]source.Layer, Step)      {}
+
 // Config is what a Manager needs.
 type Config struct {
 	// Root is the directory for everything that survives a restart.
@@ -62,6 +93,8 @@ type Config struct {
 	Mount FileSystem
 	// Prefetch is optional.
 	Prefetch Prefetcher
+	// Watch is optional.
+	Watch Watcher
 	// Layer are the options of every layer.
 	Layer layer.Options
 	// Grace is how long an image that nobody uses yet stays mounted: a pull
@@ -103,6 +136,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.Watch == nil {
+		cfg.Watch = noWatcher{}
 	}
 	m := &Manager{
 		cfg: cfg, log: cfg.Logger,
@@ -149,7 +185,16 @@ func (m *Manager) Add(ctx context.Context, src source.Layer) (Key, error) {
 	if err != nil {
 		return "", err
 	}
-	return key, e.load(ctx, m, &src)
+	if err := e.load(ctx, m, &src); err != nil {
+		return key, err
+	}
+	m.mu.Lock()
+	l := e.lay
+	m.mu.Unlock()
+	if l != nil {
+		m.cfg.Watch.Loaded(src, l)
+	}
+	return key, nil
 }
 
 // entry returns the table's row for key, made when it is not there yet.

@@ -69,6 +69,8 @@ type Resolver struct {
 	repos    map[string]*repository           // by name of the repository, with its host
 	memories map[string]*memory               // by host that is asked and repository on it
 
+	referrers apis
+
 	saidMu sync.Mutex
 	said   map[[2]string]string // what was reported and not taken back
 }
