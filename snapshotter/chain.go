@@ -98,8 +98,11 @@ func chainOf(ctx context.Context, name string) ([]parent, error) {
 // the lower directories that overlay computed.
 func (s *Snapshotter) rewrite(ctx context.Context, key string, m []mount.Mount) ([]mount.Mount, error) {
 	var chain []parent
+	var info snapshots.Info
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		chain, err = chainOf(ctx, key)
+		if chain, err = chainOf(ctx, key); err == nil {
+			_, info, _, err = storage.GetInfo(ctx, key)
+		}
 		return err
 	})
 	if err != nil {
@@ -125,6 +128,9 @@ func (s *Snapshotter) rewrite(ctx context.Context, key string, m []mount.Mount) 
 			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		lower = append([]string{dir}, lower...)
+		if info.Kind == snapshots.KindActive {
+			s.cfg.Starts.Created(c.Layers)
+		}
 	}
 	return withLower(m, lower)
 }

@@ -104,6 +104,7 @@ func (ps *pulls) get(src source.Layer) *pull {
 		return p
 	}
 	ps.m[src.Manifest] = p
+	ps.s.cfg.Starts.Begin(src.Ref, src.Manifest)
 	ps.s.wg.Add(1)
 	go func() {
 		defer ps.s.wg.Done()
@@ -133,6 +134,7 @@ func (ps *pulls) run(p *pull, src source.Layer) {
 		ps.forget(src.Manifest)
 		return
 	}
+	ps.s.cfg.Starts.Manifest(src.Manifest, p.layers)
 	var wg sync.WaitGroup
 	lazy := true
 	for _, l := range p.layers {
@@ -149,6 +151,7 @@ func (ps *pulls) run(p *pull, src source.Layer) {
 		}()
 	}
 	wg.Wait()
+	ps.s.cfg.Starts.Complete(src.Manifest)
 	if !lazy || len(p.layers) == 0 || ctx.Err() != nil {
 		return
 	}

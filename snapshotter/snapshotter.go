@@ -56,6 +56,26 @@ type Manifests interface {
 	Manifest(ctx context.Context, ref string, d digest.Digest) ([]source.Layer, error)
 }
 
+// Starts is told of the starts of images; *startup.Engine. None of it may block.
+type Starts interface {
+	// Begin says that the first layer of a manifest was asked for.
+	Begin(ref string, manifest digest.Digest)
+	// Manifest says which layers it has.
+	Manifest(manifest digest.Digest, layers []source.Layer)
+	// Complete says that all of them that can be lazy are ready.
+	Complete(manifest digest.Digest)
+	// Created says that a container is made of a chain of lazy layers, bottom first.
+	Created(layers []source.Layer)
+}
+
+// noStarts tells nobody.
+type noStarts struct{}
+
+func (noStarts) Begin(string, digest.Digest)            {}
+func (noStarts) Manifest(digest.Digest, []source.Layer) {}
+func (noStarts) Complete(digest.Digest)                 {}
+func (noStarts) Created([]source.Layer)                 {}
+
 // Config is what a snapshotter needs.
 type Config struct {
 	// Root is the directory of snapshots and their database.
@@ -65,6 +85,8 @@ type Config struct {
 	Images    Images
 	Manifests Manifests
 	NotLazy   string
+	// Starts is optional.
+	Starts Starts
 	// PrepareTimeout bounds what one Prepare may wait for a registry before the
 	// layer is pulled the ordinary way. Default 30 seconds.
 	PrepareTimeout time.Duration
@@ -102,6 +124,9 @@ func New(cfg Config) (*Snapshotter, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.Starts == nil {
+		cfg.Starts = noStarts{}
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(nil)

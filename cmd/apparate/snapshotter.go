@@ -27,6 +27,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/mount"
 	"github.com/apparate/apparate/snapshotter/node"
 	"github.com/apparate/apparate/snapshotter/source"
+	"github.com/apparate/apparate/snapshotter/startup"
 )
 
 // snapshotterConfig is the command line of `apparate snapshotter`.
@@ -38,6 +39,8 @@ type snapshotterConfig struct {
 	metricsAddress string
 	statusAddress  string
 	cacheSize      size
+	profiles       startup.Mode
+	profileSize    size
 	delay          time.Duration
 	prepareTimeout time.Duration
 	credentialWait time.Duration
@@ -46,7 +49,7 @@ type snapshotterConfig struct {
 }
 
 func newSnapshotterCommand() *cobra.Command {
-	c := snapshotterConfig{cacheSize: 20 << 30}
+	c := snapshotterConfig{cacheSize: 20 << 30, profiles: startup.On, profileSize: 256 << 20}
 	cmd := &cobra.Command{
 		Use:   "snapshotter",
 		Short: "Serve lazily mounted images to containerd",
@@ -74,6 +77,8 @@ purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 	f.StringVar(&c.metricsAddress, "metrics-address", "", "host:port for Prometheus metrics at /metrics and health at /healthz; empty: none")
 	f.StringVar(&c.statusAddress, "status-address", "", "unix socket for 'apparate status', with the metrics, too (default: status.sock beside --address)")
 	f.Var(&c.cacheSize, "cache-size", "how much of the disk fetched layers may take")
+	f.Var(&c.profiles, "profiles", "start-up profiles: on, record (what containers read first) or off")
+	f.Var(&c.profileSize, "profile-size", "how much of a start-up profile's pack is fetched at most; never more than 60 % of the image")
 	f.DurationVar(&c.delay, "background-fetch-delay", 30*time.Second, "how long after its mount the rest of an image is fetched; negative: never")
 	f.DurationVar(&c.prepareTimeout, "prepare-timeout", 30*time.Second, "how long a layer may wait for its registry before it is pulled the ordinary way")
 	f.DurationVar(&c.credentialWait, "credentials-wait", 0, "how long after the beginning of a pull its credentials may come into --credentials-dir")
@@ -130,6 +135,7 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	}}
 	data, err := node.Config{
 		Root: c.root, CacheBytes: int64(c.cacheSize), BackgroundDelay: c.delay, Logger: log,
+		Profiles: c.profiles, ProfileBytes: int64(c.profileSize),
 		Source: c.credentials.apply(source.Options{
 			HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, Logger: log, Report: status.errors.Report,
 		}),
@@ -143,13 +149,14 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 		log.Warn("images cannot be mounted lazily on this machine: all layers are pulled the ordinary way", "reason", err)
 	} else {
 		cfg.Images, cfg.Manifests, status.images = data.Images, data.Sources, data.Images
-		reg.MustRegister(newImagesCollector(data.Images))
+		cfg.Starts = data.Starts
+		reg.MustRegister(newImagesCollector(data.Images), data.Starts)
 	}
 	sn, err := snapshotter.New(cfg)
 	if err != nil {
 		return errors.Join(err, data.Close(ctx))
 	}
-	stopMetrics, err := c.serveMetrics(reg, status, log)
+	stopMetrics, err := c.serveMetrics(reg, status, data.Starts, log)
 	if err != nil {
 		return errors.Join(err, sn.Close(), data.Close(ctx))
 	}
@@ -183,9 +190,9 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	return errors.Join(err, data.Close(end))
 }
 
-// serveMetrics answers /metrics and /healthz, and on the unix socket /status, until
-// the returned function is called.
-func (c *snapshotterConfig) serveMetrics(reg *prometheus.Registry, status http.Handler, log *slog.Logger) (stop func(), err error) {
+// serveMetrics answers /metrics and /healthz, and on the unix socket /status, /samples and
+// /starts (api/profile.Sample and startup.Timeline), until the returned function is called.
+func (c *snapshotterConfig) serveMetrics(reg *prometheus.Registry, status http.Handler, starts *startup.Engine, log *slog.Logger) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
@@ -200,6 +207,8 @@ func (c *snapshotterConfig) serveMetrics(reg *prometheus.Registry, status http.H
 	local := http.NewServeMux()
 	local.Handle("/", mux)
 	local.Handle("/status", status)
+	local.HandleFunc("GET /samples", starts.ServeSamples)
+	local.HandleFunc("GET /starts", starts.ServeStarts)
 	stopStatus, err := serveStatus(c.statusAddress, local, log)
 	if err != nil {
 		stopMetrics()

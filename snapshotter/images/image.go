@@ -77,7 +77,7 @@ func (m *Manager) Mount(ctx context.Context, layers []source.Layer, keepWhiteout
 		return "", err
 	}
 	m.cfg.Watch.Mounted(layers, StepLoaded)
-	m.cfg.Watch.Mounting(layers)
+	m.cfg.Watch.Mounting(layers, m.readers(keys))
 	if err := m.mountImage(ctx, im, layers, keepWhiteouts, dir); err != nil {
 		return "", fmt.Errorf("mount image %s: %w", im.id, err)
 	}

@@ -243,6 +243,7 @@ func addStats(a, b layer.Stats) layer.Stats {
 	a.FetchedBytes += b.FetchedBytes
 	a.ServedBytes += b.ServedBytes
 	a.WaitedReads += b.WaitedReads
+	a.DemandBytes += b.DemandBytes
 	a.WaitTime += b.WaitTime
 	a.SupplyWait += b.SupplyWait
 	a.DecodeTime += b.DecodeTime

@@ -70,8 +70,9 @@ type Watcher interface {
 	// layer is asked for.
 	Loaded(src source.Layer, l *layer.Layer)
 	// Mounting says that a chain, bottom first, is about to be mounted, and was not
-	// mounted before: no page of it is in the kernel's cache.
-	Mounting(layers []source.Layer)
+	// mounted before: no page of it is in the kernel's cache. readers are its layers;
+	// one that is let go just now is nil.
+	Mounting(layers []source.Layer, readers []*layer.Layer)
 	// Mounted says that a step of its mount was done.
 	Mounted(layers []source.Layer, s Step)
 }
@@ -79,9 +80,9 @@ type Watcher interface {
 // noWatcher is nobody.
 type noWatcher struct{}
 
-func (noWatcher) Loaded(source.Layer, *layer.Layer) {}
-func (noWatcher) Mounting([]source.Layer)           {}
-func (noWatcher) Mounted([]source.Layer, Step)      {}
+func (noWatcher) Loaded(source.Layer, *layer.Layer)       {}
+func (noWatcher) Mounting([]source.Layer, []*layer.Layer) {}
+func (noWatcher) Mounted([]source.Layer, Step)            {}
 
 // Config is what a Manager needs.
 type Config struct {
@@ -195,6 +196,19 @@ func (m *Manager) Add(ctx context.Context, src source.Layer) (Key, error) {
 		m.cfg.Watch.Loaded(src, l)
 	}
 	return key, nil
+}
+
+// readers returns the layers with these keys; nil for those that are not loaded.
+func (m *Manager) readers(keys []Key) []*layer.Layer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := make([]*layer.Layer, len(keys))
+	for i, k := range keys {
+		if e := m.layers[k]; e != nil {
+			list[i] = e.lay
+		}
+	}
+	return list
 }
 
 // entry returns the table's row for key, made when it is not there yet.

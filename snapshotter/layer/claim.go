@@ -217,10 +217,7 @@ func (l *Layer) readMissing(ctx context.Context, p []byte, off int64, misses []i
 		return err
 	}
 	if len(misses) == 0 {
-		if until > 0 {
-			_, err = l.claim(nil, off+int64(len(p)), until, demand)
-		}
-		return err
+		return nil
 	}
 	// Not before: who brings chunks gives way to the demand that the gate counts.
 	l.o.Gate.Enter()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,7 +21,8 @@ type Supply interface {
 }
 
 // Expect has readers that miss a chunk wait for s where s has it coming, and requests
-// leave out what is. The returned function ends that.
+// leave out what is. Until the returned function is called, nothing is fetched ahead of
+// sequential readers that miss nothing either: s knows better what is read.
 func (l *Layer) Expect(s Supply) (forget func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -30,13 +32,20 @@ func (l *Layer) Expect(s Supply) (forget func()) {
 	}
 	all = append(all, s)
 	l.supplies.Store(&all)
-	return func() {
+	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		rest := slices.DeleteFunc(slices.Clone(*l.supplies.Load()), func(x Supply) bool { return x == s })
+		if len(rest) == 0 {
+			l.supplies.Store(nil)
+			return
+		}
 		l.supplies.Store(&rest)
-	}
+	})
 }
+
+// supplied says that somebody is expected to bring what is read.
+func (l *Layer) supplied() bool { return l.supplies.Load() != nil }
 
 // Put keeps p, the whole of chunk i, in the cache. sum is the SHA-256 of p, which
 // the caller has computed: a chunk with another digest is refused. An error also says

@@ -186,7 +186,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	switch {
 	case len(misses) > 0:
 		err = l.readMissing(ctx, p, off, misses, until)
-	case until > 0:
+	case until > 0 && !l.supplied():
 		_, err = l.claim(nil, off+int64(len(p)), until, demand)
 	}
 	if err != nil {
@@ -338,8 +338,17 @@ func (noCache) Close() error                            { return nil }
 
 // counters is Stats as it is counted.
 type counters struct {
-	demand, background, fetched, served, waited, digest atomic.Int64
-	wait, supplyWait, decode                            atomic.Int64 // nanoseconds
+	demand, background, served, waited, digest atomic.Int64
+	demandBytes, backgroundBytes               atomic.Int64
+	wait, supplyWait, decode                   atomic.Int64 // nanoseconds
+}
+
+// bytes counts what requests of a priority fetch.
+func (c *counters) bytes(p priority) *atomic.Int64 {
+	if p == demand {
+		return &c.demandBytes
+	}
+	return &c.backgroundBytes
 }
 
 // Stats is what a layer did since New. All counts only grow, except CachedBytes.
@@ -347,8 +356,9 @@ type Stats struct {
 	// DemandRequests and BackgroundRequests are range requests to the registry;
 	// fetching ahead of a sequential reader counts as demand.
 	DemandRequests, BackgroundRequests int64
-	// FetchedBytes came from the registry, compressed.
-	FetchedBytes int64
+	// FetchedBytes came from the registry by them, compressed; DemandBytes are those of
+	// demand requests.
+	FetchedBytes, DemandBytes int64
 	// ServedBytes were returned by ReadAt.
 	ServedBytes int64
 	// WaitedReads are reads that could not be answered from the cache.
@@ -371,7 +381,7 @@ func (l *Layer) Stats() Stats {
 	s := &l.stats
 	return Stats{
 		DemandRequests: s.demand.Load(), BackgroundRequests: s.background.Load(),
-		FetchedBytes: s.fetched.Load(), ServedBytes: s.served.Load(), WaitedReads: s.waited.Load(),
+		FetchedBytes: s.demandBytes.Load() + s.backgroundBytes.Load(), DemandBytes: s.demandBytes.Load(), ServedBytes: s.served.Load(), WaitedReads: s.waited.Load(),
 		WaitTime: time.Duration(s.wait.Load()), SupplyWait: time.Duration(s.supplyWait.Load()), DecodeTime: time.Duration(s.decode.Load()),
 		DigestFailures: s.digest.Load(),
 		CachedBytes:    l.cache.Present(), ContentBytes: l.total, BlobBytes: l.blob.Size(),

@@ -103,3 +103,6 @@ func (r *Recording) Reads(from int) []Read {
 	}
 	return out
 }
+
+// Len is how many chunks were read; at most as many as are kept.
+func (r *Recording) Len() int { return int(min(r.n.Load(), int64(len(r.list)))) }

@@ -33,7 +33,7 @@ func (l *Layer) run(q *request) {
 	l.count(q.priority)
 	r, err := l.blob.Open(l.ctx, q.start, q.end-q.start)
 	if err == nil {
-		left, err = l.split(q, &body{r: r, at: q.start, end: q.end, count: &l.stats.fetched}, &work)
+		left, err = l.split(q, &body{r: r, at: q.start, end: q.end, count: l.stats.bytes(q.priority)}, &work)
 		_ = r.Close() // what matters was read and will be verified
 	}
 	l.fail(left, err)
@@ -169,7 +169,7 @@ func (l *Layer) refetch(f *flight, bad *DigestError) (decoded, error) {
 	if err != nil {
 		return decoded{}, fmt.Errorf("%w; fetching once more: %w", bad, err)
 	}
-	b := &body{r: r, at: x.Offset, end: x.Offset + x.Size, count: &l.stats.fetched}
+	b := &body{r: r, at: x.Offset, end: x.Offset + x.Size, count: l.stats.bytes(f.req.priority)}
 	d, err := l.decode(f.member, b)
 	_ = r.Close() // what matters was read and verified
 	if b.err != nil {

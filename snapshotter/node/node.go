@@ -19,6 +19,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/mount"
 	"github.com/apparate/apparate/snapshotter/prefetch"
 	"github.com/apparate/apparate/snapshotter/source"
+	"github.com/apparate/apparate/snapshotter/startup"
 )
 
 // Config is how a Node is set up.
@@ -30,15 +31,20 @@ type Config struct {
 	// BackgroundDelay is how long after its mount the rest of an image is
 	// fetched; negative: never.
 	BackgroundDelay time.Duration
+	// Profiles says what is done with start-up profiles; ProfileBytes bounds what one
+	// start may fetch by its own. Zero values are startup.On and its default.
+	Profiles     startup.Mode
+	ProfileBytes int64
 	// Source says where registries and credentials are described.
 	Source source.Options
 	Logger *slog.Logger
 }
 
-// Node serves lazy images. Images and Sources are ready for use once Start returned.
+// Node serves lazy images. Images, Sources and Starts are ready for use once Start returned.
 type Node struct {
 	Images  *images.Manager
 	Sources *source.Resolver
+	Starts  *startup.Engine
 
 	root   string
 	server *blobfs.Server
@@ -76,10 +82,16 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	gate := &prefetch.Gate{}
+	gate, limits := &prefetch.Gate{}, layer.NewLimits(0, 0)
+	n.Starts, err = startup.New(startup.Options{
+		Root: c.Root, Mode: c.Profiles, Budget: c.ProfileBytes, Registry: n.Sources, Gate: gate, Limits: limits, Logger: c.Logger,
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.store.Close())
+	}
 	cfg := images.Config{
-		Root: c.Root, Cache: n.store, Open: n.Sources.Open, Logger: c.Logger,
-		Layer: layer.Options{Gate: gate, Limits: layer.NewLimits(0, 0), Logger: c.Logger},
+		Root: c.Root, Cache: n.store, Open: n.Sources.Open, Watch: n.Starts, Logger: c.Logger,
+		Layer: layer.Options{Gate: gate, Limits: limits, Logger: c.Logger},
 		Mount: &mount.EROFS{OnStuck: c.abort},
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -133,6 +145,7 @@ func (n *Node) relieve(ctx context.Context, log *slog.Logger) {
 // closeLayers ends background work and closes the cache.
 func (n *Node) closeLayers() error {
 	n.stop()
+	n.Starts.Close()
 	n.work.Wait()
 	var err error
 	if n.Images != nil {
