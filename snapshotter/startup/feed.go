@@ -112,5 +112,5 @@ func (s *stream) rate() float64 {
 
 // stalled says that no byte has come for a while although one is waited for.
 func (s *stream) stalled() bool {
-	return s.reading.Load() && s.now()-s.latest.Load() > int64(stall)
+	return s.reading.Load() && s.now()-s.latest.Load() >= int64(stall)
 }

@@ -231,6 +231,7 @@ func (st *start) endLocked() {
 	st.final = st.countLocked()
 	st.over = true
 	if st.stream != nil {
+		st.stream.allAttached() // if it still waits for layers, in vain
 		st.stream.forget()
 	}
 	for _, p := range st.parts {

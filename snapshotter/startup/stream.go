@@ -153,6 +153,10 @@ func newStream(o streamOptions) *stream {
 func (s *stream) run(ctx context.Context) string {
 	reason, err := s.read(ctx)
 	s.work.Wait()
+	if reason == endedWhole || reason == endedBudget {
+		// What came before the indexes waits for them.
+		s.awaitComplete(ctx)
+	}
 	s.end()
 	if reason != endedWhole && reason != endedBudget {
 		s.forget()
