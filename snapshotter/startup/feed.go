@@ -46,7 +46,7 @@ func (f *feed) Await(ctx context.Context, i int) {
 	began := time.Now()
 	limit := time.Duration(0)
 	for {
-		left := stall
+		var left time.Duration
 		switch {
 		case s.state[g].Load() == taken:
 			left = maxDecode - time.Since(began)

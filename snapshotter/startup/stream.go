@@ -421,10 +421,10 @@ func (c *counted) Read(p []byte) (int, error) {
 		s.received.Add(int64(n))
 		s.within.Add(int64(n))
 	}
-	if err == io.EOF && n == 0 {
-		err = fmt.Errorf("pack: %w", io.ErrUnexpectedEOF)
-	} else if errors.Is(err, io.EOF) {
-		err = nil
+	if errors.Is(err, io.EOF) {
+		if err = nil; n == 0 {
+			err = fmt.Errorf("pack: %w", io.ErrUnexpectedEOF)
+		}
 	}
 	return n, err
 }
