@@ -20,17 +20,18 @@ type opener func(ctx context.Context, off, n int64) (io.ReadCloser, error)
 //     on from the byte where a stream broke;
 //   - limit is inside retry, so that a read that waits before its next attempt
 //     holds no slot;
+//   - hedge is inside limit: a second try of what is late takes no slot of its own;
 //   - mirrors is inside limit: one slot, whichever host is asked in the end;
 //   - web is one request to one endpoint, with redirects and credentials.
 func stack(cfg Config) opener {
-	return measure(cfg, retry(cfg, limit(cfg, newMirrors(cfg).open)))
+	return measure(cfg, retry(cfg, limit(cfg, hedge(cfg, newMirrors(cfg).open))))
 }
 
 // New returns the blob that cfg describes. It does no I/O: the first Open does.
 func New(cfg Config) Blob {
 	cfg = cfg.withDefaults()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &blob{name: cfg.Name, size: cfg.Size, open: stack(cfg), life: ctx, end: cancel}
+	return &blob{name: cfg.Name, size: cfg.Size, open: stack(cfg), meter: cfg.Meter, life: ctx, end: cancel}
 }
 
 // Probe asks for the length of a blob in bytes, where the manifest is not at
@@ -56,16 +57,25 @@ func Probe(ctx context.Context, cfg Config) (size int64, err error) {
 
 // blob checks what it is asked for and ends its streams when it is closed.
 type blob struct {
-	name string
-	size int64
-	open opener
-	life context.Context // ends with Close
-	end  context.CancelCauseFunc
+	name  string
+	size  int64
+	open  opener
+	meter *Meter
+	life  context.Context // ends with Close
+	end   context.CancelCauseFunc
 }
 
 var _ Blob = (*blob)(nil)
 
 func (b *blob) Size() int64 { return b.size }
+
+// Worth is that of Config.Meter, 0 without one.
+func (b *blob) Worth() int64 {
+	if b.meter == nil {
+		return 0
+	}
+	return b.meter.Worth(b.name)
+}
 
 func (b *blob) Close() error {
 	b.end(ErrClosed)

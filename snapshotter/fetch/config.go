@@ -73,6 +73,9 @@ type Config struct {
 	MaxRetryAfter time.Duration
 	// Limit bounds the requests in flight; nil does not. Blobs may share one.
 	Limit *Limiter
+	// Meter learns how fast the registry is, and so which answers are late: those are
+	// asked for once more. nil does not. Blobs should share one.
+	Meter *Meter
 	// Stats observes; the zero value does not.
 	Stats Stats
 
