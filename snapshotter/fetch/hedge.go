@@ -61,7 +61,7 @@ func (g *gauge) late(p Priority) time.Duration {
 	if p != Demand {
 		return 0
 	}
-	median, ok := g.answer()
+	median, ok := g.answer(2)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.credit = min(g.credit+extraShare, maxCredit)

@@ -54,22 +54,25 @@ func (m *Meter) host(name string) *gauge {
 }
 
 // Worth is how many bytes could have come from a registry in the time in which it only
-// answers a request, its median; 0 before that is known. Whoever asks for less pays
-// more for asking than for the bytes.
+// answers a request; 0 before that is known. Whoever asks for less pays more for asking
+// than for the bytes. Answers are late on a busy machine, and what waited in a buffer
+// comes fast: so it is the lower quartile of the times, and the median of the speeds.
 func (m *Meter) Worth(name string) int64 {
 	g := m.host(name)
-	answer, ok := g.answer()
-	if !ok {
-		return 0
-	}
+	answer, ok := g.answer(4)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// The best, as most streams share the link or wait for their reader.
-	return int64(answer.Seconds() * slices.Max(g.rates[:]))
+	if !ok || g.rated == 0 {
+		return 0
+	}
+	known := slices.Clone(g.rates[:min(g.rated, samples)])
+	slices.Sort(known)
+	return int64(answer.Seconds() * known[len(known)/2])
 }
 
-// answer is the median time to the first byte; not ok before enough is known.
-func (g *gauge) answer() (time.Duration, bool) {
+// answer is the time to the first byte that one in part answers does not take; not ok
+// before enough is known.
+func (g *gauge) answer(part int) (time.Duration, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.count < minAnswers {
@@ -77,7 +80,7 @@ func (g *gauge) answer() (time.Duration, bool) {
 	}
 	known := slices.Clone(g.answers[:min(g.count, samples)])
 	slices.Sort(known)
-	return known[len(known)/2], true
+	return known[len(known)/part], true
 }
 
 // answered notes how long the first byte took.

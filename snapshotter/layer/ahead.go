@@ -43,10 +43,7 @@ type stream struct {
 // newReadAhead finds the files of idx that are longer than one request. It looks
 // at chunks alone, as callers keep no entries for long.
 func newReadAhead(idx *toc.Index, o Options) *readAhead {
-	r := &readAhead{first: 2 * max(o.Coalesce, slack), most: o.ReadAhead}
-	if r.most == 0 {
-		return r
-	}
+	r := &readAhead{first: 2 * max(o.Coalesce, minCoalesce), most: o.ReadAhead}
 	for i := 0; i < len(idx.Chunks); {
 		x := extent{idx.Chunks[i].Addr, idx.Chunks[i].Addr + idx.Chunks[i].Size}
 		for i++; i < len(idx.Chunks) && !idx.Chunks[i].Begin; i++ {
@@ -62,10 +59,11 @@ func newReadAhead(idx *toc.Index, o Options) *readAhead {
 // note takes notice of a read and returns the address up to which the layer
 // should fetch now, or 0. It asks when half of the last window is used up.
 func (r *readAhead) note(off, n int64) (until int64) {
-	end, ok := r.fileEnd(off)
-	if !ok {
+	file, ok := r.file(off)
+	if !ok || r.most == 0 {
 		return 0
 	}
+	end := file.end
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.clock++
@@ -86,16 +84,16 @@ func (r *readAhead) note(off, n int64) (until int64) {
 	return until
 }
 
-// fileEnd is the end of the large file at an address.
-func (r *readAhead) fileEnd(addr int64) (int64, bool) {
+// file is the large file at an address.
+func (r *readAhead) file(addr int64) (extent, bool) {
 	i, found := slices.BinarySearchFunc(r.files, addr, func(x extent, a int64) int { return cmp.Compare(x.addr, a) })
 	if !found {
 		i--
 	}
 	if i < 0 || addr >= r.files[i].end {
-		return 0, false
+		return extent{}, false
 	}
-	return r.files[i].end, true
+	return r.files[i], true
 }
 
 // find returns the sequence that a read at off continues, or begins one in the

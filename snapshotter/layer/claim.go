@@ -22,6 +22,9 @@ const (
 	// cutDistance is how many compressed bytes of a background request a reader
 	// waits for before the request is cut short instead: some round trip's worth.
 	cutDistance = 512 << 10
+	// maxPart is the compressed bytes after which a request gives way to another one
+	// beside it: what is far ahead of a reader comes on several connections.
+	maxPart = 4 << 20
 	// maxUnkept bounds the members in memory that the cache did not take.
 	maxUnkept = 8 << 20
 	// maxTries bounds how often a read claims the same member.
@@ -160,13 +163,17 @@ func (b *batch) extend(next int, until int64) {
 	if until > 0 {
 		upto = l.memberAt(until-1) + 1 // the one that holds the last byte, too
 	}
-	ahead := int64(0)
+	ahead, coalesce := int64(0), int64(0)
+	if next > 0 {
+		last := &l.idx.Members[next-1]
+		coalesce = l.coalesce(l.idx.Chunks[last.First+last.Count-1].Addr)
+	}
 	for m := next; m < len(l.idx.Members); m++ {
 		size := l.idx.Members[m].Size
 		// Content in another order than the blob could make upto mean anything:
 		// the bytes are bounded as well.
 		wanted := m < upto && ahead+size <= l.o.ReadAhead
-		if !wanted && (b.last == nil || b.last.end-b.last.start+size > l.o.Coalesce) {
+		if !wanted && (b.last == nil || b.last.end-b.last.start+size > coalesce) {
 			return
 		}
 		if l.flights[m] == nil && !l.cached(m) && !l.coming(m) {
@@ -182,7 +189,8 @@ func (b *batch) extend(next int, until int64) {
 func (b *batch) add(m int) *flight {
 	x := &b.l.idx.Members[m]
 	q := b.last
-	if q == nil || x.Offset < q.end || x.Offset-q.end > b.l.o.Gap || b.l.flying(q.next, m) {
+	if q == nil || x.Offset < q.end || x.Offset-q.end > b.l.o.Gap ||
+		b.priority == demand && q.end-q.start+x.Size > maxPart && q.end > q.start || b.l.flying(q.next, m) {
 		q = &request{priority: b.priority, start: x.Offset, urgent: make(chan struct{})}
 		q.at.Store(x.Offset)
 		b.requests = append(b.requests, q)

@@ -47,13 +47,16 @@ type Gate interface {
 // Options are the choices of a Layer; the zero value is usable.
 type Options struct {
 	// Coalesce is how many compressed bytes a demand request may reach by taking
-	// missing neighbours along; 0 means 256 KiB, negative none.
+	// missing neighbours along; negative none. 0 means what could have come while the
+	// registry only answers (see Link), from 512 KiB to 1 MiB, but 256 KiB within a file
+	// that is larger than 64 MiB: such files are read in places or from end to end, and
+	// reading ahead serves the latter.
 	Coalesce int64
 	// Gap is how many compressed bytes that are not wanted may lie between two
 	// members of one request; 0 means 16 KiB, negative none.
 	Gap int64
 	// ReadAhead is how far a sequential reader is fetched ahead of, in bytes of
-	// content; 0 means 4 MiB, negative not at all.
+	// content; 0 means 16 MiB, negative not at all.
 	ReadAhead int64
 	// Limits bounds memory and decompression; nil means bounds of its own. All
 	// layers of a process should share one.
@@ -65,10 +68,23 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// Link is what a blob may tell of the way to its registry; those of package fetch do.
+type Link interface {
+	// Worth is how many bytes could come while the registry answers a request; 0 is
+	// not known.
+	Worth() int64
+}
+
 const (
-	defaultCoalesce  = 256 << 10
+	// adaptive is Options.Coalesce where coalesce decides.
+	adaptive = -1
+	// A little more than 512 KiB and 1 MiB: so that chunks fit that do not compress.
+	minCoalesce      = 528 << 10
+	maxCoalesce      = 1056 << 10
+	hugeFile         = 64 << 20
+	hugeCoalesce     = 256 << 10
 	defaultGap       = 16 << 10
-	defaultReadAhead = 4 << 20
+	defaultReadAhead = 16 << 20
 )
 
 // withDefaults fills in what was left out.
@@ -81,7 +97,11 @@ func (o Options) withDefaults() Options {
 			*v = 0
 		}
 	}
-	choose(&o.Coalesce, defaultCoalesce)
+	if o.Coalesce < 0 {
+		o.Coalesce = 0
+	} else if o.Coalesce == 0 {
+		o.Coalesce = adaptive
+	}
 	choose(&o.Gap, defaultGap)
 	choose(&o.ReadAhead, defaultReadAhead)
 	if o.Limits == nil {
@@ -94,6 +114,22 @@ func (o Options) withDefaults() Options {
 		o.Logger = slog.Default()
 	}
 	return o
+}
+
+// coalesce is how many compressed bytes a demand request may reach that has the content
+// at an address.
+func (l *Layer) coalesce(addr int64) int64 {
+	if l.o.Coalesce != adaptive {
+		return l.o.Coalesce
+	}
+	if x, ok := l.ahead.file(addr); ok && x.end-x.addr > hugeFile {
+		return hugeCoalesce
+	}
+	worth := int64(0)
+	if k, ok := l.blob.(Link); ok {
+		worth = k.Worth()
+	}
+	return min(max(worth, minCoalesce), maxCoalesce)
 }
 
 // openGate is the Gate of a layer without one.
@@ -119,6 +155,7 @@ type Layer struct {
 
 	// ctx is the life of the layer: requests run in it, not in a reader's.
 	ctx      context.Context
+	later    context.Context // ctx for background requests
 	cancel   context.CancelFunc
 	requests sync.WaitGroup
 
@@ -142,6 +179,7 @@ func New(key string, idx *toc.Index, blob fetch.Blob, c Cache, o Options) *Layer
 	}
 	l := &Layer{key: key, idx: idx, blob: blob, cache: c, o: o.withDefaults(), flights: map[int]*flight{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.later = fetch.WithPriority(l.ctx, fetch.Background)
 	l.ahead = newReadAhead(idx, l.o)
 	for i := range idx.Chunks {
 		l.total += idx.Chunks[i].Size

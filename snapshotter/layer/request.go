@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/apparate/apparate/snapshotter/fetch"
 )
 
 const (
@@ -31,7 +33,11 @@ func (l *Layer) run(q *request) {
 	defer work.Wait()
 	left := q.flights
 	l.count(q.priority)
-	r, err := l.blob.Open(l.ctx, q.start, q.end-q.start)
+	ctx := l.ctx
+	if q.priority == background {
+		ctx = l.later
+	}
+	r, err := l.blob.Open(ctx, q.start, q.end-q.start)
 	if err == nil {
 		left, err = l.split(q, &body{r: r, at: q.start, end: q.end, count: l.stats.bytes(q.priority)}, &work)
 		_ = r.Close() // what matters was read and will be verified
@@ -165,7 +171,8 @@ func (l *Layer) finish(f *flight, d decoded, err error) {
 func (l *Layer) refetch(f *flight, bad *DigestError) (decoded, error) {
 	x := &l.idx.Members[f.member]
 	l.count(f.req.priority)
-	r, err := l.blob.Open(l.ctx, x.Offset, x.Size)
+	// It holds memory that requests with a turn at the registry may wait for.
+	r, err := l.blob.Open(fetch.WithPriority(l.ctx, fetch.Urgent), x.Offset, x.Size)
 	if err != nil {
 		return decoded{}, fmt.Errorf("%w; fetching once more: %w", bad, err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apparate/apparate/snapshotter/blobfs"
 	"github.com/apparate/apparate/snapshotter/cache"
+	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/images"
 	"github.com/apparate/apparate/snapshotter/layer"
 	"github.com/apparate/apparate/snapshotter/mount"
@@ -21,6 +22,9 @@ import (
 	"github.com/apparate/apparate/snapshotter/source"
 	"github.com/apparate/apparate/snapshotter/startup"
 )
+
+// requests are in flight to one registry at most. As many connections are kept.
+const requests = 32
 
 // Config is how a Node is set up.
 type Config struct {
@@ -72,6 +76,12 @@ func Disconnect(root string) error { return mount.Detach(images.BlobsDir(root)) 
 func (c Config) Start(dev *os.File) (*Node, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Source.Fetch.Meter == nil {
+		c.Source.Fetch.Meter = &fetch.Meter{}
+	}
+	if c.Source.Fetch.Limit == nil {
+		c.Source.Fetch.Limit = fetch.NewLimiter(requests)
 	}
 	n := &Node{Sources: source.New(c.Source), root: c.Root}
 	used, err := images.InUse(c.Root)
