@@ -26,6 +26,9 @@ import (
 // requests are in flight to one registry at most. As many connections are kept.
 const requests = 32
 
+// small is a layer, in compressed bytes, that is fetched whole as soon as it is mounted.
+const small = 1 << 20
+
 // Config is how a Node is set up.
 type Config struct {
 	// Root is the directory of everything; see package images for what is in it.
@@ -108,7 +111,7 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 	n.stop = stop
 	if c.BackgroundDelay >= 0 {
 		r := prefetch.New(prefetch.Options{
-			Delay: c.BackgroundDelay, Gate: gate, Logger: c.Logger,
+			Delay: c.BackgroundDelay, Small: small, Gate: gate, Logger: c.Logger,
 			Full: func(string) bool { return n.store.Full() },
 		})
 		cfg.Prefetch = r

@@ -2,7 +2,7 @@
 // background, and gives way to programs that wait for their own reads.
 //
 // A layer is left alone for Options.Delay after Add, while its container starts
-// and its reads say best what is needed. Then its missing members are fetched in the
+// and its reads say best what is needed; all of a small one comes at once. Then its missing members are fetched in the
 // order of the blob, a window at a time, layers in turn. Before each window the Runner
 // waits until no demand read has waited for a moment (Gate); within a window package
 // layer gives way by itself.
@@ -34,6 +34,9 @@ type Layer interface {
 type Options struct {
 	// Delay is how long after Add a layer is left alone.
 	Delay time.Duration
+	// Small is up to how many compressed bytes a layer is not left alone: the first
+	// read that waits would bring nearly all of it. 0: no layer is that small.
+	Small int64
 	// Concurrency is how many windows are fetched at the same time; 0 means 1.
 	Concurrency int
 	// Window is the compressed bytes of one request; 0 means 4 MiB.
@@ -151,17 +154,34 @@ func New(o Options) *Runner {
 // Add has the rest of a layer fetched, Delay from now. A key that is there
 // already is replaced. After Close nothing happens.
 func (r *Runner) Add(key string, l Layer) {
+	delay := r.o.Delay
+	if r.small(l) {
+		delay = 0
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return
 	}
 	r.dropLocked(key)
-	j := &job{key: key, layer: l, ready: time.Now().Add(r.o.Delay)}
+	j := &job{key: key, layer: l, ready: time.Now().Add(delay)}
 	j.ctx, j.cancel = context.WithCancel(r.ctx)
 	r.byKey[key] = j
 	r.jobs = append(r.jobs, j)
 	r.poke()
+}
+
+// small says whether all that is missing of a layer comes in one request of
+// Options.Small bytes.
+func (r *Runner) small(l Layer) bool {
+	if r.o.Small <= 0 {
+		return false
+	}
+	_, hi, ok := l.Missing(0, r.o.Small)
+	if ok {
+		_, _, ok = l.Missing(hi, 1)
+	}
+	return !ok
 }
 
 // Remove stops the fetching of a layer. A request under way is no longer waited

@@ -82,6 +82,32 @@ func start(t *testing.T, o prefetch.Options) *prefetch.Runner {
 	return r
 }
 
+// TestSmallLayersComeAtOnce: what fits into one request is not left alone.
+func TestSmallLayersComeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, prefetch.Options{Delay: 10 * time.Second, Small: 4})
+		began := time.Now()
+		small, rest, large, apart := newFake(4), newFake(6), newFake(5), newFake(6)
+		rest.have[0], rest.have[5] = true, true
+		apart.have[2] = true
+		layers := map[string]*fake{"small": small, "rest": rest, "large": large, "apart": apart}
+		for key, l := range layers {
+			r.Add(key, l)
+		}
+		time.Sleep(time.Minute)
+		r.Close()
+		for key, l := range layers {
+			want := 10 * time.Second
+			if l == small || l == rest {
+				want = 0
+			}
+			if len(l.times) == 0 || l.times[0].Sub(began) != want {
+				t.Errorf("%s: fetched at %v, want %v after it was added", key, l.times, want)
+			}
+		}
+	})
+}
+
 func TestFetchesInOrderAfterTheDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var done []string
