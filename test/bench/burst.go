@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/apparate/apparate/test/node"
 	"github.com/apparate/apparate/test/tools"
 )
 
@@ -92,7 +91,7 @@ func (b *bench) burst(ctx context.Context, s scenario, a arm, r *Burst) (err err
 		}
 		err = errors.Join(err, h.close())
 	}()
-	if err := node.DropCaches(ctx, b.dir, b.files()...); err != nil {
+	if err := b.dropCaches(ctx, h); err != nil {
 		return err
 	}
 	before := wire.Counts()

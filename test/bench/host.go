@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,6 +17,7 @@ type host struct {
 	peer        peers.Running // nil where there is none
 	snapshotter string
 	dir         string
+	path        []string // where the arm has its own programs
 }
 
 // newHost starts an empty node for an arm, with one registry. args are further ones
@@ -35,6 +37,7 @@ func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...str
 		if err != nil {
 			return h, err
 		}
+		h.path = setup.Path
 		h.snapshotter, o.Config, o.Path, o.SnapshotDirs = setup.Snapshotter, setup.Config, setup.Path, setup.SnapshotDirs
 	case a.kind == ours:
 		h.snapshotter, o.Snapshotter, o.SnapshotterArgs = node.Apparate, b.apparate, args
@@ -49,6 +52,23 @@ func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...str
 		}
 	}
 	return h, nil
+}
+
+// dropCaches empties the page cache but for the programs that every start runs.
+func (b *bench) dropCaches(ctx context.Context, h *host) error {
+	files := b.files()
+	for _, dir := range h.path {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return node.DropCaches(ctx, b.dir, files...)
 }
 
 // close ends everything and removes the directory.

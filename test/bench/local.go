@@ -19,7 +19,7 @@ func (b *bench) startLocal(ctx context.Context, s subject, a arm, run *Run) erro
 		if err := b.startOnce(ctx, l, s, a, &Run{}); err != nil {
 			return err
 		}
-	} else if err := node.DropCaches(ctx, b.dir, b.files()...); err != nil {
+	} else if err := b.dropCaches(ctx, l); err != nil {
 		return err
 	}
 	return b.startOnce(ctx, l, s, a, run)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/apparate/apparate/test/link"
@@ -36,6 +37,10 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 	if b.arms, err = choose("arm", strings.Join(names(p.arms, armName), ","), arms(b.workload), armName); err != nil {
 		return nil, err
 	}
+	// The wires' addresses are not for a proxy.
+	if err := os.Setenv("NO_PROXY", os.Getenv("NO_PROXY")+",127.0.0.1,"+link.Network); err != nil {
+		return nil, err
+	}
 	if err := b.buildPrograms(ctx); err != nil {
 		return nil, err
 	}
@@ -45,8 +50,11 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 		if err != nil {
 			return nil, err
 		}
+		if err := sweep(cache); err != nil {
+			return nil, err
+		}
 		// Not in /tmp, which may be memory: this is the disk that images are unpacked to.
-		if b.dir, err = os.MkdirTemp(cache, "bench-"); err != nil {
+		if b.dir, err = os.MkdirTemp(cache, fmt.Sprintf("bench-%d-", os.Getpid())); err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
@@ -78,6 +86,25 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 	}
 	b.results.Took = time.Since(b.results.Began).Seconds()
 	return b.results, err
+}
+
+// sweep removes what benchmarks left that were killed.
+func sweep(cache string) error {
+	dirs, err := filepath.Glob(filepath.Join(cache, "bench-*-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(dir), "bench-%d-", &pid); err != nil {
+			continue // of someone else
+		}
+		if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
+			errs = append(errs, node.Sweep(dir))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // buildWires makes the networks and proves that they are what they claim.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +52,13 @@ func (b *bench) prepareImages(ctx context.Context) error {
 		return err
 	}
 	for i := range b.subjects {
+		if first := slices.IndexFunc(b.subjects[:i], func(s subject) bool { return s.image == b.subjects[i].image }); first >= 0 {
+			// Another operation of the same image: it is there.
+			b.subjects[i].names = maps.Clone(b.subjects[first].names)
+			r := b.results.Images[first]
+			b.results.Images = append(b.results.Images, Image{Name: b.subjects[i].name, Layers: r.Layers, Size: r.Size})
+			continue
+		}
 		if err := b.prepareImage(ctx, cache, &b.subjects[i]); err != nil {
 			return fmt.Errorf("image %s: %w", b.subjects[i].name, err)
 		}

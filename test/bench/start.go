@@ -35,7 +35,7 @@ func (b *bench) startRemote(ctx context.Context, s subject, j job, run *Run) (er
 		}
 		err = errors.Join(err, h.close())
 	}()
-	if err := node.DropCaches(ctx, b.dir, b.files()...); err != nil {
+	if err := b.dropCaches(ctx, h); err != nil {
 		return err
 	}
 	u, err := h.usage()

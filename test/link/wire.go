@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Network has the addresses of all wires.
+const Network = "10.213.0.0/16"
+
 // Shape is how a Wire behaves.
 type Shape struct {
 	// Bits is the bandwidth of each direction, bits a second.
@@ -98,7 +101,7 @@ func (w *Wire) build() error {
 var wires atomic.Int64
 
 // inside makes wire number n on a thread that may enter the new namespace. Each
-// wire has a /30 of 10.213.0.0/16 by its number and the process id.
+// wire has a /30 of Network by its number and the process id.
 func (w *Wire) inside(n int64) error {
 	outside, err := netns.Get()
 	if err != nil {

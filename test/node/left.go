@@ -40,6 +40,10 @@ func Left(dirs ...string) ([]string, error) {
 	return left, nil
 }
 
+// Sweep ends and removes what a node left whose owner died: processes and mounts
+// below dir, and dir itself.
+func Sweep(dir string) error { return errors.Join(killLeft(dir), unmountLeft(dir), os.RemoveAll(dir)) }
+
 // killLeft kills the processes that name one of dirs on their command line:
 // shims, which outlive containerd by design, and what a daemon forked.
 func killLeft(dirs ...string) error {
