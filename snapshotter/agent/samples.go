@@ -41,14 +41,17 @@ const (
 
 // Bounds of what waits for an operator.
 const (
-	samplePoll   = 5 * time.Second
-	sampleAge    = time.Hour // older samples are of no use to nodes that start now
-	maxWaiting   = 64
-	maxWaitBytes = 32 << 20 // compressed, together
-	maxSample    = 4 << 20  // compressed, one; the operator takes no more
-	firstBackoff = 5 * time.Second
-	maxBackoff   = 5 * time.Minute
-	sendLimit    = 20 * time.Second
+	samplePoll = 5 * time.Second
+	sampleAge  = time.Hour // older samples are of no use to nodes that start now
+	// sampleOverlap is for how long a sample is looked at again: clocks are set, and
+	// files are written for a while.
+	sampleOverlap = time.Minute
+	maxWaiting    = 64
+	maxWaitBytes  = 32 << 20 // compressed, together
+	maxSample     = 4 << 20  // compressed, one; the operator takes no more
+	firstBackoff  = 5 * time.Second
+	maxBackoff    = 5 * time.Minute
+	sendLimit     = 20 * time.Second
 	// replicaTries is how often another replica is asked for: the service chooses one
 	// by chance, and one alone leads.
 	replicaTries = 12
@@ -84,10 +87,11 @@ func (o SampleOptions) check() error {
 type courier struct {
 	SampleOptions
 	api  *kubeapi.Client
-	read func(ctx context.Context, each func(json.RawMessage) error) error
+	read func(ctx context.Context, since time.Time, each func(json.RawMessage) error) error
 	log  *slog.Logger
 	now  func() time.Time
 
+	since   time.Time         // what was recorded before it is known
 	seen    map[[32]byte]bool // of the daemon's last answer
 	waiting []parcel
 	bytes   int
@@ -139,7 +143,11 @@ func (c *courier) collect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sendLimit)
 	defer cancel()
 	seen := map[[32]byte]bool{}
-	err := c.read(ctx, func(raw json.RawMessage) error {
+	now := c.now()
+	if c.since.IsZero() {
+		c.since = now.Add(-sampleAge)
+	}
+	err := c.read(ctx, c.since, func(raw json.RawMessage) error {
 		var head struct {
 			Image, Manifest string
 			Started         time.Time
@@ -156,7 +164,7 @@ func (c *courier) collect(ctx context.Context) error {
 		return c.pack(raw)
 	})
 	if err == nil {
-		c.seen = seen
+		c.seen, c.since = seen, now.Add(-sampleOverlap)
 		return nil
 	}
 	// What was taken over must not be again.

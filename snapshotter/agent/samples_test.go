@@ -32,6 +32,7 @@ type office struct {
 	codes   []int // answers of the operator; the last one stays
 	got     []string
 	asked   int // for the address
+	since   time.Time
 }
 
 func newOffice(t *testing.T, codes ...int) *office {
@@ -79,7 +80,8 @@ func newOffice(t *testing.T, codes ...int) *office {
 	o.courier = &courier{
 		SampleOptions: SampleOptions{Service: "system/samples", Token: token}, api: api, log: slog.New(slog.DiscardHandler),
 		now: func() time.Time { return o.clock },
-		read: func(_ context.Context, each func(json.RawMessage) error) error {
+		read: func(_ context.Context, since time.Time, each func(json.RawMessage) error) error {
+			o.since = since
 			for _, s := range o.samples {
 				if err := each(json.RawMessage(s)); err != nil {
 					return err
@@ -105,6 +107,9 @@ func TestCourier(t *testing.T) {
 	o.turn(t.Context())
 	if len(o.got) != 3 || o.got[2] != o.samples[0] || len(o.waiting) != 0 || o.asked != 1 || o.bytes != 0 {
 		t.Fatalf("the operator got %q, %d wait, the address was asked for %d times", o.got, len(o.waiting), o.asked)
+	}
+	if d := o.clock.Sub(o.since); d > 2*sampleOverlap {
+		t.Errorf("samples are asked for of %v", d)
 	}
 	// Refused for good, and taken.
 	o.got, o.codes = nil, []int{http.StatusUnprocessableEntity, http.StatusOK}

@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"time"
 )
 
-// Samples asks the daemon what its newest starts read, and calls each with every one of
-// them, an api/profile.Sample as JSON. A daemon that is older has none.
-func (m *Machine) Samples(ctx context.Context, each func(json.RawMessage) error) (err error) {
+// Samples asks the daemon what starts read whose recording ended since then, and calls
+// each with every one of them, an api/profile.Sample as JSON. Earlier ones may be among
+// them. A daemon that is older has none.
+func (m *Machine) Samples(ctx context.Context, since time.Time, each func(json.RawMessage) error) (err error) {
 	const most = 256 << 20
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/samples", nil)
+	query := url.Values{"since": {since.UTC().Format(time.RFC3339Nano)}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/samples?"+query.Encode(), nil)
 	if err != nil {
 		return err
 	}
