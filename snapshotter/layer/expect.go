@@ -146,9 +146,10 @@ func (x *Limits) Hold(ctx context.Context, n int64) (release func(), err error) 
 	return x.hold(ctx, n)
 }
 
-// Work waits for a turn to decompress; done gives it back.
+// Work waits for a turn to decompress what readers will ask for, in line with what they
+// wait for now; done gives it back.
 func (x *Limits) Work(ctx context.Context) (done func(), err error) {
-	if err := x.work(ctx); err != nil {
+	if err := x.work(ctx, true); err != nil {
 		return nil, err
 	}
 	return x.done, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -13,9 +14,13 @@ import (
 // Limits bounds what all layers that share it do at the same time, and lends
 // them buffers.
 type Limits struct {
-	memory  *semaphore.Weighted
-	most    int64
-	workers chan struct{}
+	memory *semaphore.Weighted
+	most   int64
+
+	mu             sync.Mutex
+	free           int             // workers
+	urgent, others []chan struct{} // who waits for one
+
 	// readers holds *gzip.Reader; buffers[k] holds *[]byte of 1<<k bytes.
 	readers sync.Pool
 	buffers [maxPooledBits + 1]sync.Pool
@@ -39,7 +44,7 @@ func NewLimits(workers int, bytes int64) *Limits {
 	if bytes <= 0 {
 		bytes = defaultInFlight
 	}
-	return &Limits{memory: semaphore.NewWeighted(bytes), most: bytes, workers: make(chan struct{}, workers)}
+	return &Limits{memory: semaphore.NewWeighted(bytes), most: bytes, free: workers}
 }
 
 // hold waits for n bytes of memory; release gives them back.
@@ -51,17 +56,50 @@ func (x *Limits) hold(ctx context.Context, n int64) (release func(), err error) 
 	return func() { x.memory.Release(n) }, nil
 }
 
-// work waits for a turn to decompress; done gives it back.
-func (x *Limits) work(ctx context.Context) error {
+// work waits for a turn to decompress; done gives it back. urgent is before what is not:
+// a reader waits for it.
+func (x *Limits) work(ctx context.Context, urgent bool) error {
+	turn := make(chan struct{}, 1)
+	queue := &x.others
+	if urgent {
+		queue = &x.urgent
+	}
+	x.mu.Lock()
+	*queue = append(*queue, turn)
+	x.grant()
+	x.mu.Unlock()
 	select {
-	case x.workers <- struct{}{}:
+	case <-turn:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if k := slices.Index(*queue, turn); k >= 0 {
+		*queue = slices.Delete(*queue, k, k+1)
+	} else { // it came at the same moment
+		x.free++
+		x.grant()
+	}
+	return ctx.Err()
 }
 
-func (x *Limits) done() { <-x.workers }
+func (x *Limits) done() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.free++
+	x.grant()
+}
+
+// grant hands turns out; mu is held.
+func (x *Limits) grant() {
+	for _, queue := range []*[]chan struct{}{&x.urgent, &x.others} {
+		for ; x.free > 0 && len(*queue) > 0; x.free-- {
+			(*queue)[0] <- struct{}{}
+			*queue = slices.Delete(*queue, 0, 1)
+		}
+	}
+}
 
 // buffer returns n bytes of any content; recycle takes them back.
 func (x *Limits) buffer(n int64) []byte {

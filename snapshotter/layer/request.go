@@ -114,7 +114,10 @@ func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	raw := lim.buffer(size)
 	_, err = io.ReadFull(b, raw)
 	if err == nil {
-		err = lim.work(l.ctx)
+		l.mu.Lock()
+		urgent := f.demanded
+		l.mu.Unlock()
+		err = lim.work(l.ctx, urgent)
 	}
 	if err != nil {
 		lim.recycle(raw)
