@@ -41,13 +41,22 @@ func TestRelay(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	least := int64(6 * len(body))
+	eventually(func() bool { down, _ := k.Bytes(); return down >= least })
 	down, up := k.Bytes()
-	if least := int64(6 * len(body)); down < least || down > least+6*1000 || up == 0 {
+	if down < least || down > least+6*1000 || up == 0 {
 		t.Errorf("%d bytes down and %d up for 6 bodies of %d", down, up, len(body))
 	}
 	http.DefaultClient.CloseIdleConnections()
 	if err := k.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// eventually gives what is counted after it was sent some time to be counted.
+func eventually(counted func() bool) {
+	for until := time.Now().Add(10 * time.Second); !counted() && time.Now().Before(until); {
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -57,6 +57,7 @@ func TestWire(t *testing.T) {
 		wg.Go(func() { get(http.MethodGet, fmt.Sprintf("/v2/a/blobs/sha256:%d", i), "") })
 	}
 	wg.Wait()
+	eventually(func() bool { return w.Counts().Blobs.Bytes >= int64(5*len(body)) })
 	c := w.Counts()
 	if c.Manifests.Requests != 2 || c.Blobs.Requests != 5 || c.Referrers.Requests != 1 || c.Other.Requests != 1 || c.All().Requests != 9 {
 		t.Errorf("requests: %+v", c)
