@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ type Wire struct {
 	shape    Shape
 	listener net.Listener
 	space    netns.NsHandle
+	outer    string // the interface on our side
 	meter    meter
 	mu       sync.Mutex
 	target   string
@@ -80,6 +82,10 @@ func (w *Wire) Close() error {
 		errs = append(errs, w.listener.Close())
 	}
 	w.wg.Wait()
+	// The kernel would remove it a little after the namespace.
+	if l, err := netlink.LinkByName(w.outer); w.outer != "" && err == nil {
+		errs = append(errs, netlink.LinkDel(l))
+	}
 	if w.space.IsOpen() {
 		errs = append(errs, w.space.Close())
 	}
@@ -101,7 +107,7 @@ func (w *Wire) build() error {
 var wires atomic.Int64
 
 // inside makes wire number n on a thread that may enter the new namespace. Each
-// wire has a /30 of Network by its number and the process id.
+// wire has a /30 of Network.
 func (w *Wire) inside(n int64) error {
 	outside, err := netns.Get()
 	if err != nil {
@@ -126,12 +132,15 @@ func (w *Wire) inside(n int64) error {
 	defer there.Close()
 	const inner = "wire"
 	outer := fmt.Sprintf("wire%dn%d", os.Getpid(), n)
+	w.outer = outer
 	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: inner}, PeerName: outer, PeerNamespace: netlink.NsFd(outside)}
 	if err := here.LinkAdd(pair); err != nil {
 		return err
 	}
-	low := (int64(os.Getpid())*16 + n%16) & 0x3fff * 4
-	near, far := net.IPv4(10, 213, byte(low>>8), byte(low+1)), net.IPv4(10, 213, byte(low>>8), byte(low+2))
+	near, far, err := free(there, n)
+	if err != nil {
+		return err
+	}
 	if err := limit(here, inner, far, w.shape.Bits); err != nil {
 		return err
 	}
@@ -140,6 +149,24 @@ func (w *Wire) inside(n int64) error {
 	}
 	w.listener, err = net.Listen("tcp4", net.JoinHostPort(far.String(), "0"))
 	return err
+}
+
+// free returns the two ends of a /30 of Network that no interface has, looking from
+// the one that the process id and n make likely.
+func free(h *netlink.Handle, n int64) (near, far net.IP, err error) {
+	taken, err := h.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, nil, err
+	}
+	const all = 1 << 14
+	for i := range int64(all) {
+		low := (int64(os.Getpid())*16 + n + i) % all * 4
+		near, far = net.IPv4(10, 213, byte(low>>8), byte(low+1)), net.IPv4(10, 213, byte(low>>8), byte(low+2))
+		if !slices.ContainsFunc(taken, func(a netlink.Addr) bool { return a.IP.Equal(near) }) {
+			return near, far, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("no address of %s is free", Network)
 }
 
 // limit gives one end of the pair its address and its token bucket, and takes it up.
