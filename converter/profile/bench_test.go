@@ -70,14 +70,16 @@ func bench(b *testing.B, image string) (*profile.Image, profile.Plan) {
 // is the pack against the gzip members with the same chunks; "decode-MB/s" is of content, on one processor.
 func BenchmarkLevels(b *testing.B) {
 	for _, image := range benchImages {
-		im, plan := bench(b, image)
-		for _, level := range []zstd.EncoderLevel{zstd.SpeedFastest, zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
-			for _, group := range []int64{256 << 10, 512 << 10, 1 << 20} {
-				b.Run(fmt.Sprintf("%s/%s/%dKiB", image, level, group>>10), func(b *testing.B) {
-					benchLevel(b, im, plan, profile.BuildOptions{TempDir: b.TempDir(), Level: level, Group: group, Budget: api.MaxPack})
-				})
+		b.Run(image, func(b *testing.B) {
+			im, plan := bench(b, image)
+			for _, level := range []zstd.EncoderLevel{zstd.SpeedFastest, zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
+				for _, group := range []int64{256 << 10, 512 << 10, 1 << 20} {
+					b.Run(fmt.Sprintf("%s/%dKiB", level, group>>10), func(b *testing.B) {
+						benchLevel(b, im, plan, profile.BuildOptions{TempDir: b.TempDir(), Level: level, Group: group, Budget: api.MaxPack})
+					})
+				}
 			}
-		}
+		})
 	}
 }
 

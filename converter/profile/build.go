@@ -33,7 +33,7 @@ type BuildOptions struct {
 	Budget int64
 	// Group is about how many bytes of content a frame has: DefaultGroup by default.
 	Group int64
-	// Level of compression: zstd.SpeedDefault by default, see DefaultLevel.
+	// Level of compression: DefaultLevel of the plan by default.
 	Level zstd.EncoderLevel
 	// Workers is how many processors are used; 0 means all.
 	Workers int
@@ -43,14 +43,22 @@ const (
 	// DefaultGroup is the content of a frame in bytes: long enough that pieces of
 	// 256 KiB and less share what they have in common, short enough that the first is soon there.
 	DefaultGroup = 512 << 10
-	// DefaultLevel was measured (BenchmarkLevels): see README.
-	DefaultLevel = zstd.SpeedBetterCompression
 	// window is about how much content is worked on at once, in bytes; it bounds the memory.
 	window = 24 << 20
 	// A gap of maxGap bytes or less between two members is read and thrown away:
 	// it costs less than another request. A request is no longer than maxSpan unless one member is.
 	maxGap, maxSpan = 64 << 10, 8 << 20
 )
+
+// DefaultLevel is the level of compression for so many bytes of content. All levels
+// take the same time to unpack, and every start fetches the pack: so the best one,
+// as long as packing takes no longer than some seconds (BenchmarkLevels; README).
+func DefaultLevel(content int64) zstd.EncoderLevel {
+	if content > 128<<20 {
+		return zstd.SpeedBetterCompression
+	}
+	return zstd.SpeedBestCompression
+}
 
 // DefaultBudget is the longest pack for an image whose layers have the given
 // size in bytes, compressed: 60 % of the image, 256 MiB at most. A pack with more is
@@ -92,7 +100,7 @@ func (p *Pack) Close() error { return p.file.Close() }
 // grow with the plan.
 func Build(ctx context.Context, im *Image, plan Plan, o BuildOptions) (*Pack, error) {
 	o.Budget = min(cmp.Or(o.Budget, DefaultBudget(im.CompressedSize)), profile.MaxPack)
-	o.Group, o.Level, o.Workers = cmp.Or(o.Group, DefaultGroup), cmp.Or(o.Level, DefaultLevel), cmp.Or(o.Workers, runtime.GOMAXPROCS(0))
+	o.Group, o.Level, o.Workers = cmp.Or(o.Group, DefaultGroup), cmp.Or(o.Level, DefaultLevel(plan.ContentBytes())), cmp.Or(o.Workers, runtime.GOMAXPROCS(0))
 	file, err := encode.TempFile(o.TempDir)
 	if err != nil {
 		return nil, fault.New(fault.Internal, err, "no temporary file can be made: choose another directory with --temp-dir")
