@@ -41,7 +41,7 @@ func Build(root *tree.Node, devices []int64) ([]byte, error) {
 			return nil, &toc.Error{Kind: toc.ErrLimit, What: fmt.Sprintf("device %d has %d bytes, not up to %d blocks of %d", i, n, maxDeviceBlocks, blockSize)}
 		}
 	}
-	b := &builder{devices: devices, numbers: make(map[*tree.Node]int32)}
+	b := &builder{devices: devices}
 	if err := b.collect(root); err != nil {
 		return nil, err
 	}

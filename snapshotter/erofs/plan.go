@@ -50,6 +50,10 @@ func (b *builder) collect(root *tree.Node) error {
 	if root.Type != toc.Dir {
 		return fail(toc.ErrHostile, "/", "the root is not a directory")
 	}
+	names, dirs := count(root)
+	b.inodes = make([]inode, 0, names)
+	b.kids = make([]int32, 0, names)
+	b.numbers = make(map[*tree.Node]int32, dirs)
 	if err := b.number("/", root, 0); err != nil {
 		return err
 	}
@@ -59,7 +63,6 @@ func (b *builder) collect(root *tree.Node) error {
 			continue
 		}
 		b.inodes[i].kids = int32(len(b.kids))
-		b.kids = slices.Grow(b.kids, len(n.Children))
 		for j, c := range n.Children {
 			if what := checkName(n.Children, j); what != "" {
 				return fail(toc.ErrHostile, c.Name, what)
@@ -70,6 +73,26 @@ func (b *builder) collect(root *tree.Node) error {
 		}
 	}
 	return nil
+}
+
+// count returns how many names are in a tree, its root included, and how many of them
+// are directories, or more. It is a guess: a tree that is no tree is found out later.
+func count(root *tree.Node) (names, dirs int) {
+	const most = 1 << 22 // that a hostile graph of directories cannot keep us
+	names, dirs = 1, 1
+	todo := []*tree.Node{root}
+	for len(todo) > 0 && names < most {
+		n := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		names += len(n.Children)
+		for i := range n.Children {
+			if c := n.Children[i].Node; c.Type == toc.Dir {
+				dirs++
+				todo = append(todo, c)
+			}
+		}
+	}
+	return names, dirs
 }
 
 // child adds a child of directory parent to kids, and to inodes when it is new.

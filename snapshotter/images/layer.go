@@ -166,8 +166,7 @@ func check(idx *toc.Index) error {
 	if err := layer.Check(idx); err != nil {
 		return err
 	}
-	_, err := tree.Merge([]*toc.Index{idx}, true)
-	return err
+	return tree.Check(idx)
 }
 
 // start opens the cache and makes the reader. The caller has e.turn.

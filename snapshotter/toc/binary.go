@@ -58,8 +58,8 @@ func ParseIndex(payload []byte, want digest.Digest) (*Index, error) {
 		tocOffset: h.ContentEnd,
 	}
 	var (
-		e     layerindex.Entry
-		known knownXattrs
+		e layerindex.Entry
+		s rows
 	)
 	for {
 		chunks, err := r.Next(&e)
@@ -69,7 +69,7 @@ func ParseIndex(payload []byte, want digest.Digest) (*Index, error) {
 		if err != nil {
 			return nil, failIndex(err)
 		}
-		if err := b.row(&e, chunks, &known); err != nil {
+		if err := b.row(&e, chunks, &s); err != nil {
 			return nil, err
 		}
 	}
@@ -83,31 +83,34 @@ func failIndex(err error) error {
 	return failf(ErrCorrupt, "%v", err)
 }
 
-// knownXattrs is the last map of extended attributes that was found good: entries share
-// them.
-type knownXattrs struct{ at uintptr }
+// rows is what row keeps from one entry to the next.
+type rows struct {
+	raw rawEntry // to be filled, so that not each entry allocates one
+	// known is the last map of extended attributes that was found good: entries share them.
+	known uintptr
+}
 
 // row takes the next entry of a layer index, with its chunks. What package layerindex
 // refuses is not looked for again.
-func (b *builder) row(e *layerindex.Entry, chunks []layerindex.Chunk, known *knownXattrs) error {
+func (b *builder) row(e *layerindex.Entry, chunks []layerindex.Chunk, s *rows) error {
 	if b.entries += max(1, len(chunks)); b.entries > maxEntries {
 		return failf(ErrLimit, "it has more than %d entries", maxEntries)
 	}
-	raw := rawEntry{size: e.Size, uid: int64(e.UID), gid: int64(e.GID)}
+	s.raw = rawEntry{size: e.Size, uid: int64(e.UID), gid: int64(e.GID)}
 	entry := Entry{
 		Path: e.Path, Type: Type(e.Type), Mode: e.Mode & 0o7777, UID: e.UID, GID: e.GID, Sec: e.Sec, Nsec: e.Nsec,
 		Size: e.Size, Link: e.Link, DevMajor: e.DevMajor, DevMinor: e.DevMinor, Xattrs: e.Xattrs,
 	}
 	b.text += len(e.Path) + len(e.Link)
-	err := b.checkRow(&entry, &raw, known)
+	err := b.checkRow(&entry, s)
 	if err == nil && len(chunks) > 0 {
-		err = b.contents(&entry, &raw, chunks)
-	}
-	var wrong *Error
-	if errors.As(err, &wrong) && wrong.Entry == "" {
-		wrong.Entry = e.Path // the name is copied only where it is needed
+		err = b.contents(&entry, &s.raw, chunks)
 	}
 	if err != nil {
+		var wrong *Error
+		if errors.As(err, &wrong) && wrong.Entry == "" {
+			wrong.Entry = e.Path // the name is copied only where it is needed
+		}
 		return err
 	}
 	b.x.Entries = append(b.x.Entries, entry)
@@ -115,7 +118,8 @@ func (b *builder) row(e *layerindex.Entry, chunks []layerindex.Chunk, known *kno
 }
 
 // checkRow refuses what no inode has.
-func (b *builder) checkRow(e *Entry, raw *rawEntry, known *knownXattrs) error {
+func (b *builder) checkRow(e *Entry, s *rows) error {
+	raw := &s.raw
 	if isOurs(e.Path) {
 		return raw.fail(ErrHostile, "it belongs to the format and not to the image")
 	}
@@ -126,13 +130,13 @@ func (b *builder) checkRow(e *Entry, raw *rawEntry, known *knownXattrs) error {
 		return raw.fail(ErrLimit, fmt.Sprintf("Linux has no device %d:%d", e.DevMajor, e.DevMinor))
 	}
 	if e.Xattrs != nil {
-		if at := reflect.ValueOf(e.Xattrs).Pointer(); at != known.at {
+		if at := reflect.ValueOf(e.Xattrs).Pointer(); at != s.known {
 			raw.xattrs = e.Xattrs
 			n, err := checkXattrs(raw)
 			if err != nil {
 				return err
 			}
-			known.at, b.text = at, b.text+n
+			s.known, b.text = at, b.text+n
 		}
 	}
 	if b.text > maxText {

@@ -33,7 +33,9 @@ type directory struct {
 	node *Node
 	// names are in the order of their first entries, mostly sorted.
 	names []*name
-	// index finds names; nil while there are few.
+	// unsorted says that they are not: most writers list a directory in order.
+	unsorted bool
+	// index finds names; nil while they are sorted, or few.
 	index map[string]*name
 	// opaque says that nothing from below this tree may show in it.
 	opaque bool
@@ -49,20 +51,34 @@ func (d *directory) get(text string) *name {
 	if d.index != nil {
 		return d.index[text]
 	}
-	for _, n := range d.names {
-		if n.text == text {
-			return n
+	if d.unsorted {
+		for _, n := range d.names {
+			if n.text == text {
+				return n
+			}
 		}
+		return nil
 	}
-	return nil
+	last := len(d.names) - 1
+	if last < 0 || text > d.names[last].text {
+		return nil // the next one in order, as a rule
+	}
+	i, found := slices.BinarySearchFunc(d.names, text, func(n *name, text string) int { return strings.Compare(n.text, text) })
+	if !found {
+		return nil
+	}
+	return d.names[i]
 }
 
 // add adds a name that is not there yet.
 func (d *directory) add(n *name) {
+	if last := len(d.names) - 1; last >= 0 && n.text < d.names[last].text {
+		d.unsorted = true
+	}
 	d.names = append(d.names, n)
 	if d.index != nil {
 		d.index[n.text] = n
-	} else if len(d.names) > few {
+	} else if d.unsorted && len(d.names) > few {
 		d.reindex()
 	}
 }
@@ -95,10 +111,15 @@ func (m *merger) finish(keepWhiteouts bool) {
 	}
 	m.root.node.Nlink = 2
 	todo := []*directory{m.root}
+	children := make([]Child, 0, m.names)
 	for len(todo) > 0 {
 		d := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		children := make([]Child, 0, len(d.names))
+		// The children of all directories share their memory, as far as it is known.
+		if cap(children)-len(children) < len(d.names) {
+			children = make([]Child, 0, max(len(d.names), slabSize))
+		}
+		from := len(children)
 		for _, n := range d.names {
 			node := n.node
 			switch {
@@ -115,39 +136,49 @@ func (m *merger) finish(keepWhiteouts bool) {
 			}
 			children = append(children, Child{Name: n.text, Node: node})
 		}
-		slices.SortFunc(children, func(a, b Child) int { return strings.Compare(a.Name, b.Name) })
-		d.node.Children = children
+		if d.unsorted {
+			slices.SortFunc(children[from:], func(a, b Child) int { return strings.Compare(a.Name, b.Name) })
+		}
+		d.node.Children = children[from:len(children):len(children)]
 		if d.opaque && keepWhiteouts {
 			d.node.Xattrs = union(d.node.Xattrs, map[string][]byte{opaqueXattr: []byte(opaqueValue)})
 		}
 	}
 }
 
-// slab allocates nodes and names many at a time.
+// slab allocates nodes, names and directories many at a time.
 type slab struct {
 	nodes []Node
 	names []name
+	dirs  []directory
+	lists []*name
 }
 
 // slabSize is how many are allocated at a time.
 const slabSize = 256
 
 // node returns a node.
-func (s *slab) node() *Node {
-	if len(s.nodes) == 0 {
-		s.nodes = make([]Node, slabSize)
-	}
-	n := &s.nodes[0]
-	s.nodes = s.nodes[1:]
-	return n
-}
+func (s *slab) node() *Node { return take(&s.nodes) }
 
 // name returns a name.
-func (s *slab) name() *name {
-	if len(s.names) == 0 {
-		s.names = make([]name, slabSize)
+func (s *slab) name() *name { return take(&s.names) }
+
+// dir returns a directory with room for few names.
+func (s *slab) dir() *directory {
+	if len(s.lists) < few {
+		s.lists = make([]*name, few*slabSize)
 	}
-	n := &s.names[0]
-	s.names = s.names[1:]
-	return n
+	d := take(&s.dirs)
+	d.names, s.lists = s.lists[:0:few], s.lists[few:]
+	return d
+}
+
+// take returns one of a slab.
+func take[T any](from *[]T) *T {
+	if len(*from) == 0 {
+		*from = make([]T, slabSize)
+	}
+	one := &(*from)[0]
+	*from = (*from)[1:]
+	return one
 }

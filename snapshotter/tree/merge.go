@@ -249,7 +249,9 @@ func (m *merger) newDir(d *directory) *directory {
 	if d.node.Mode&setgid != 0 {
 		n.GID = d.node.GID // mkdir(2) does so
 	}
-	return &directory{node: n}
+	dir := m.slab.dir()
+	dir.node = n
+	return dir
 }
 
 // put makes a name in d that of node, nil for a whiteout.
