@@ -121,6 +121,36 @@ func TestLayersAreReused(t *testing.T) {
 	l.mustCheck("app:v1-apparate", "")
 }
 
+// An image of an older format is converted again when asked for, and its layers are not
+// taken over: they lack what the newer format has.
+func TestOldFormatIsConvertedAgain(t *testing.T) {
+	l := newLab(t)
+	l.push("app", "v1", img{layers: [][]byte{layerOf(t, "base", 100<<10)}})
+	l.mustConvert(Request{Source: "app:v1"})
+	m, _, _ := l.get("app", "v1-apparate")
+	dig(t, m, "annotations").(map[string]any)[image.AnnotationFormat] = "estargz/1"
+	d := dig(t, m, "layers").([]any)[0].(map[string]any)["annotations"].(map[string]any)
+	for _, k := range indexKeys {
+		if d[k] == nil {
+			t.Errorf("a layer has no %s: %v", k, d)
+		}
+		delete(d, k)
+	}
+	l.put("app", "v1-apparate", ociManifest, m)
+	res := l.mustConvert(Request{Source: "app:v1"})
+	if res.Reason != ReasonFormatChanged || res.Reused != 0 || res.Converted != 1 {
+		t.Errorf("result %+v", res)
+	}
+	m, _, _ = l.get("app", "v1-apparate")
+	d = dig(t, m, "layers").([]any)[0].(map[string]any)["annotations"].(map[string]any)
+	for _, k := range indexKeys {
+		if d[k] == nil {
+			t.Errorf("a layer that was converted again has no %s: %v", k, d)
+		}
+	}
+	l.mustCheck("app:v1-apparate", "")
+}
+
 // index pushes an index of two platforms that share a layer, an attestation for
 // the first and a thing that is no image.
 func (l *lab) index(mediaType string) (amd, arm, att map[string]any) {

@@ -43,6 +43,10 @@ func TestFromLabels(t *testing.T) {
 	if got, err := FromLabels(full()); err != nil || got != want {
 		t.Errorf("FromLabels = %+v, %v; want %+v", got, err, want)
 	}
+	want.IndexDigest, want.IndexOffset, want.IndexSize = digestC, 949, 9
+	if got, err := FromLabels(full(image.AnnotationIndexDigest, digestC, image.AnnotationIndexOffset, "949", image.AnnotationIndexSize, "9")); err != nil || got != want {
+		t.Errorf("with an index = %+v, %v; want %+v", got, err, want)
+	}
 	remote := map[string]string{LabelRemoteRef: "r.test/a@" + digestB, LabelRemoteDigest: digestA, image.AnnotationTOCDigest: digestD}
 	want = Layer{Ref: "r.test/a@" + digestB, Digest: digestA, TOCDigest: digestD}
 	if got, err := FromLabels(remote); err != nil || got != want {
@@ -74,6 +78,10 @@ func TestFromLabelsBad(t *testing.T) {
 		"offset alone":   {[]string{image.AnnotationTOCSize, ""}, ErrBadLabel, image.AnnotationTOCOffset},
 		"TOC outside":    {[]string{image.AnnotationTOCOffset, "960"}, ErrBadLabel, "outside the blob"},
 		"overflow":       {[]string{image.AnnotationTOCOffset, "9223372036854775807"}, ErrBadLabel, "outside the blob"},
+		"index alone":    {[]string{image.AnnotationIndexDigest, digestA}, ErrBadLabel, image.AnnotationIndexSize},
+		"index nameless": {[]string{image.AnnotationIndexOffset, "949", image.AnnotationIndexSize, "9"}, ErrBadLabel, image.AnnotationIndexDigest},
+		"index nowhere":  {[]string{image.AnnotationIndexDigest, digestA, image.AnnotationIndexSize, "9"}, ErrBadLabel, image.AnnotationIndexOffset},
+		"index outside":  {[]string{image.AnnotationIndexDigest, digestA, image.AnnotationIndexOffset, "999", image.AnnotationIndexSize, "9"}, ErrBadLabel, "outside the blob"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := FromLabels(full(c.edit...))
