@@ -9,7 +9,7 @@ import (
 )
 
 // Supply is somebody who brings chunks of a layer without being asked: the stream of
-// a start-up profile. All methods are called in parallel.
+// a start-up profile. It must be comparable. All methods are called in parallel.
 type Supply interface {
 	// Coming says that chunk i is on its way. It is asked under a lock: it must take
 	// none, and be quick.

@@ -181,13 +181,13 @@ func (e *Engine) Begin(ref string, manifest digest.Digest) {
 		return
 	}
 	e.mu.Lock()
-	if old := e.active[manifest]; old != nil && time.Since(old.began) < pullAgain {
-		e.mu.Unlock()
-		return
+	st := e.active[manifest]
+	if st == nil || time.Since(st.began) >= pullAgain && !st.hasContainer() {
+		st = e.addLocked(ref, repo, manifest)
 	}
-	st := e.addLocked(ref, repo, manifest)
 	e.mu.Unlock()
-	if e.o.Mode == On {
+	// A pull that is tried again, with credentials that have come, looks again.
+	if e.o.Mode == On && st.lookOnce() {
 		e.spawn(func() { e.look(st) })
 	}
 }

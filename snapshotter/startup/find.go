@@ -68,8 +68,11 @@ func (e *Engine) find(st *start) *found {
 			return &found{t, true, "registry"}
 		}
 	}
-	if kept != nil && err != nil {
-		return &found{kept, true, "kept"}
+	if err != nil && b == nil {
+		if kept != nil {
+			return &found{kept, true, "kept"}
+		}
+		st.lookAgain()
 	}
 	if t := e.tables.ofRepository(st.repo); t != nil {
 		return &found{t, false, "repository"}

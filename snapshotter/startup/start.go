@@ -32,6 +32,7 @@ type start struct {
 	bytes    int64 // of the image, compressed; 0 until the manifest was read
 	order    map[digest.Digest]int
 	parts    []*part
+	looking  bool // a profile is looked for, or was found, or there is none
 	stream   *stream
 	found    *found
 	outcome  string // why the stream ended early
@@ -67,6 +68,24 @@ func (st *start) eventLocked(name string) {
 	if _, ok := st.events[name]; !ok && !st.over {
 		st.events[name] = time.Since(st.began)
 	}
+}
+
+// lookOnce says that the caller shall look for a profile.
+func (st *start) lookOnce() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.looking || st.over {
+		return false
+	}
+	st.looking = true
+	return true
+}
+
+// lookAgain lets the next Begin look for a profile, as the registry did not answer.
+func (st *start) lookAgain() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.looking = false
 }
 
 func (st *start) hasContainer() bool {
