@@ -80,6 +80,11 @@ func (b *bench) runBursts(ctx context.Context) error {
 
 // burst measures one scenario on a node of its own.
 func (b *bench) burst(ctx context.Context, s scenario, a arm, r *Burst) (err error) {
+	for _, subject := range s.subjects {
+		if err := subject.failed[a.name]; err != nil {
+			return err
+		}
+	}
 	wire := b.wires[0]
 	h, err := b.newHost(ctx, a, wire.Addr())
 	if err != nil {

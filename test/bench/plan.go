@@ -28,6 +28,8 @@ type subject struct {
 	spec      images.Spec
 	// names are what each arm starts, "repository:tag", by the arm's name.
 	names map[string]string
+	// failed are the arms that there is nothing for, by why not.
+	failed map[string]error
 }
 
 func networkName(n Network) string { return n.Name }
@@ -79,7 +81,7 @@ func newPlan(o options) (plan, error) {
 			return plan{}, err
 		}
 		for _, op := range operations {
-			s := subject{image: name, name: name, operation: op.Name, env: op.Env, spec: op.Spec, names: map[string]string{}}
+			s := subject{image: name, name: name, operation: op.Name, env: op.Env, spec: op.Spec, names: map[string]string{}, failed: map[string]error{}}
 			if len(operations) > 1 {
 				s.name += "/" + op.Name
 			}

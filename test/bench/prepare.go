@@ -54,7 +54,7 @@ func (b *bench) prepareImages(ctx context.Context) error {
 	for i := range b.subjects {
 		if first := slices.IndexFunc(b.subjects[:i], func(s subject) bool { return s.image == b.subjects[i].image }); first >= 0 {
 			// Another operation of the same image: it is there.
-			b.subjects[i].names = maps.Clone(b.subjects[first].names)
+			b.subjects[i].names, b.subjects[i].failed = maps.Clone(b.subjects[first].names), b.subjects[first].failed
 			r := b.results.Images[first]
 			b.results.Images = append(b.results.Images, Image{Name: b.subjects[i].name, Layers: r.Layers, Size: r.Size})
 			continue
@@ -99,8 +99,14 @@ func (b *bench) prepareImage(ctx context.Context, cache string, s *subject) erro
 			s.names[a.name] = s.spec.Repository + ":" + apparateTag
 			continue
 		case a.peer != nil:
-			if tag, err = a.peer.Convert(ctx, peers.Registry{Addr: b.registry.Addr}, s.spec.Repository, plainTag); err != nil {
-				return fmt.Errorf("converting for %s: %w", a.name, err)
+			tag, err = a.peer.Convert(ctx, peers.Registry{Addr: b.registry.Addr}, s.spec.Repository, plainTag)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil { // its starts fail, and count
+				tools.Say(b.progress, "%s: converting for %s FAILED: %v", s.name, a.name, err)
+				s.failed[a.name] = fmt.Errorf("the image was not converted: %w", err)
+				continue
 			}
 		case a.kind == ours:
 			tag, accelerated = apparateTag, true

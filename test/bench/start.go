@@ -16,6 +16,9 @@ const startLimit = 3 * time.Minute
 
 // start measures one start into run, which has what was measured until an error.
 func (b *bench) start(ctx context.Context, s subject, j job, run *Run) error {
+	if err := s.failed[j.arm.name]; err != nil {
+		return err
+	}
 	if j.arm.kind == local {
 		return b.startLocal(ctx, s, j.arm, run)
 	}

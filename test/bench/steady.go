@@ -46,6 +46,9 @@ func (b *bench) runSteady(ctx context.Context) error {
 
 // steadyState starts the image, waits until all of it has come, and uses it.
 func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (err error) {
+	if err := s.failed[a.name]; err != nil {
+		return err
+	}
 	relay, err := link.NewWire(b.registry.Addr, link.Shape{Bits: 4e9})
 	if err != nil {
 		return err
