@@ -136,7 +136,7 @@ func TestLargeTable(t *testing.T) {
 	l := newLab(t)
 	files := make([]file, 7000)
 	for i := range files {
-		files[i] = file{fmt.Sprintf("f/%d", i), noise(uint64(i), 2000)}
+		files[i] = file{fmt.Sprintf("f/%d", i), noise(uint64(i), 1000)}
 	}
 	ref, _ := l.convert(files)
 	s := sample(ref, 0, files...)

@@ -26,10 +26,10 @@ import (
 // The image of most tests: a big file, a few small ones, some of which share a
 // gzip member, and a second layer.
 var (
-	big    = file{"bin/big", text(1, 1<<20+12345)}
+	big    = file{"bin/big", text(1, 2*256<<10+12345)}
 	small1 = file{"etc/one", text(2, 3000)}
 	small2 = file{"etc/two", text(3, 70_000)}
-	unread = file{"share/doc", text(4, 2<<20)}
+	unread = file{"share/doc", text(4, 600<<10)}
 	top    = file{"app/main", text(5, 300<<10)}
 )
 
