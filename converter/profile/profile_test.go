@@ -26,7 +26,7 @@ import (
 // The image of most tests: a big file, a few small ones, some of which share a
 // gzip member, and a second layer.
 var (
-	big    = file{"bin/big", text(1, 2*256<<10+12345)}
+	big    = file{"bin/big", text(1, 4*256<<10+12345)}
 	small1 = file{"etc/one", text(2, 3000)}
 	small2 = file{"etc/two", text(3, 70_000)}
 	unread = file{"share/doc", text(4, 600<<10)}
