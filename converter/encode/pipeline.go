@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-
-	"github.com/klauspost/compress/gzip"
 )
 
 // tailSize is the room for headers behind a full chunk. A longer run of headers
@@ -89,7 +87,7 @@ func (p *pipeline) end() {
 
 // compress is a worker. It ends with the work, or with the context.
 func (p *pipeline) compress() error {
-	zw, err := gzip.NewWriterLevel(nil, p.level)
+	c, err := newCompressor(p.level)
 	if err != nil {
 		return err
 	}
@@ -97,14 +95,7 @@ func (p *pipeline) compress() error {
 		if p.ctx.Err() != nil {
 			return context.Cause(p.ctx)
 		}
-		// One Write for each member: the bytes must not depend on how the
-		// source happened to be read.
-		m.out.Reset()
-		zw.Reset(&m.out)
-		if _, err := zw.Write(m.raw); err != nil {
-			return err
-		}
-		if err := zw.Close(); err != nil {
+		if err := c.compress(&m.out, m.raw); err != nil {
 			return err
 		}
 		for i := range m.pieces {
