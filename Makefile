@@ -46,7 +46,7 @@ e2e: build ## the built programs with real containerd 1.4 to 2.4, runc, registry
 	$(GO) test -count=1 -p 1 -timeout 25m $(TESTFLAGS) ./test/e2e ./test/control ./test/cluster ./test/matrix ./test/systemd ./test/story ./hack/image/...
 
 .PHONY: scenario
-scenario: build ## one test of a whole: make scenario RUN=TestStory (or TestTrouble, TestRollBack, TestKubelet, TestMatrix, ...) (root)
+scenario: build ## one test of a whole: make scenario RUN=TestStory (or TestProfile, TestTrouble, TestRollBack, TestKubelet, TestMatrix, ...) (root)
 	$(GO) test -count=1 -p 1 -v -timeout 25m -run '^$(or $(RUN),TestStory)$$' ./test/e2e ./test/control ./test/cluster ./test/matrix ./test/systemd ./test/story
 
 .PHONY: cluster-up
