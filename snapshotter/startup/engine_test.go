@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -124,7 +125,7 @@ func startImage(e *Engine, manifest digest.Digest, w *world) {
 func served(t *testing.T, e *Engine) []profile.Sample {
 	t.Helper()
 	r := httptest.NewRecorder()
-	e.ServeSamples(r, nil)
+	e.ServeSamples(r, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/samples", nil))
 	list, err := profile.DecodeSamples(r.Body.Bytes())
 	if err != nil {
 		t.Fatalf("%v: %s", err, r.Body)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/apparate/apparate/api/profile"
 )
@@ -71,9 +72,9 @@ func (s *samples) names() ([]string, error) {
 	return names, nil
 }
 
-// write writes all samples as a JSON array, the oldest first. A file that is no sample
-// is left out.
-func (s *samples) write(w io.Writer) error {
+// write writes the samples whose recording ended since then as a JSON array, the oldest
+// first. A file that is no sample is left out.
+func (s *samples) write(w io.Writer, since time.Time) error {
 	names, err := s.names()
 	if err != nil {
 		return err
@@ -83,7 +84,11 @@ func (s *samples) write(w io.Writer) error {
 	}
 	sep := ""
 	for _, name := range names {
-		b, err := os.ReadFile(filepath.Join(s.dir, name))
+		path := filepath.Join(s.dir, name)
+		if fi, err := os.Stat(path); err == nil && fi.ModTime().Before(since) {
+			continue
+		}
+		b, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
 		}

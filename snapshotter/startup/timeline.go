@@ -119,10 +119,20 @@ func (e *Engine) ServeStarts(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(e.Starts()) // whoever asked has gone away
 }
 
-// ServeSamples answers with the kept samples as a JSON array, the oldest first.
-func (e *Engine) ServeSamples(w http.ResponseWriter, _ *http.Request) {
+// ServeSamples answers with the kept samples as a JSON array, the oldest first. The
+// query's since, a time in RFC 3339, leaves out those that were recorded before it: who
+// asks every few seconds need not read all of them each time.
+func (e *Engine) ServeSamples(w http.ResponseWriter, r *http.Request) {
+	var since time.Time
+	if text := r.URL.Query().Get("since"); text != "" {
+		var err error
+		if since, err = time.Parse(time.RFC3339, text); err != nil {
+			http.Error(w, "since is a time such as 2006-01-02T15:04:05Z", http.StatusBadRequest)
+			return
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
-	if err := e.samples.write(w); err != nil {
+	if err := e.samples.write(w, since); err != nil {
 		e.log.Debug("samples were not served", "error", err) // cut short: whoever asked sees it
 	}
 }
