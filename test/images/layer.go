@@ -76,7 +76,11 @@ func (b *builder) fill(ctx context.Context, stack []layerRecipe, dir string) err
 		return err
 	}
 	tools.Say(b.progress, "images: layer %s, %d packages", r.name, len(pkgs))
-	w, err := newLayerWriter(filepath.Join(dir, "blob"))
+	level := gzip.DefaultCompression
+	if r.made != nil {
+		level = r.made.level()
+	}
+	w, err := newLayerWriter(filepath.Join(dir, "blob"), level)
 	if err != nil {
 		return err
 	}
@@ -171,13 +175,15 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func newLayerWriter(file string) (*layerWriter, error) {
+func newLayerWriter(file string, level int) (*layerWriter, error) {
 	out, err := os.Create(file)
 	if err != nil {
 		return nil, err
 	}
 	w := &layerWriter{out: out, diff: sha256.New(), digest: sha256.New(), seen: map[string]bool{}, copies: map[string][]byte{}}
-	w.gz = gzip.NewWriter(io.MultiWriter(out, w.digest, &w.size))
+	if w.gz, err = gzip.NewWriterLevel(io.MultiWriter(out, w.digest, &w.size), level); err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
 	w.tar = tar.NewWriter(io.MultiWriter(w.gz, w.diff))
 	return w, nil
 }

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/klauspost/compress/gzip"
 )
 
 // The application: what it depends on, exactly, and its program.
@@ -50,6 +52,8 @@ type npmTree struct {
 }
 
 var _ content = npmTree{}
+
+func (npmTree) level() int { return gzip.DefaultCompression }
 
 // write calls npm, which downloads into a cache of ours and verifies digests.
 func (t npmTree) write(ctx context.Context, b *builder, w *layerWriter) (err error) {

@@ -29,6 +29,7 @@ type layerRecipe struct {
 // it is part of the layer's cache key, so it must say all that decides its bytes.
 type content interface {
 	write(ctx context.Context, b *builder, w *layerWriter) error
+	level() int // of the layer's compression, as gzip has them
 }
 
 // file is one file of ours: a symlink when link is set, a directory when the
