@@ -15,6 +15,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/mount"
 	"github.com/apparate/apparate/snapshotter/node"
 	"github.com/apparate/apparate/snapshotter/source"
+	"github.com/apparate/apparate/snapshotter/startup"
 	"github.com/apparate/apparate/snapshotter/toc"
 )
 
@@ -117,7 +118,8 @@ func (c *mountConfig) runIn(ctx context.Context) error {
 	}
 	d, err := node.Config{
 		Root: c.root, CacheBytes: int64(c.cacheSize), BackgroundDelay: c.delay, Logger: newLogger(c.level.Level),
-		Source: source.Options{HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, PlainHTTP: c.plainHTTP},
+		Profiles: startup.Off, // nothing is started
+		Source:   source.Options{HostsDirs: c.hostsDirs, DockerConfig: c.dockerConfig, PlainHTTP: c.plainHTTP},
 	}.Start(dev)
 	if err != nil {
 		return errors.Join(err, node.Disconnect(c.root), dev.Close())

@@ -258,7 +258,12 @@ func (s *stream) plan() {
 				needed += c.Size
 			}
 		}
-		if s.reason != "" || needed == 0 || !s.own && needed*2 < group.ContentBytes() {
+		// Of one's own, what is not needed is mostly here; of another's it belongs nowhere.
+		worth := group.ContentBytes() / 2
+		if s.own {
+			worth /= 2
+		}
+		if s.reason != "" || needed == 0 || needed < worth {
 			s.settle(g)
 		}
 	}

@@ -71,6 +71,8 @@ const (
 	maxActive = 32
 	// maxUnstarted is how long an image waits for its first container.
 	maxUnstarted = time.Hour
+	// maxUnready is how long a stream waits for the image's indexes.
+	maxUnready = time.Minute
 	// pullAgain is how long a pull that did not get to a mount is one with the next.
 	pullAgain = time.Minute
 )

@@ -194,6 +194,9 @@ func (st *start) use(f *found) {
 	}
 	st.e.metrics.used.Inc()
 	st.e.spawn(func() {
+		// A pull that has failed must not keep what has come already.
+		late := time.AfterFunc(maxUnready, s.allAttached)
+		defer late.Stop()
 		reason := s.run(st.e.ctx)
 		st.mu.Lock()
 		st.outcome = reason
