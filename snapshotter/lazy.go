@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,12 +19,15 @@ func (s *Snapshotter) resolve(ctx context.Context, labels map[string]string) (so
 	// nobody is asked about it: the pause image of a node whose registry does not
 	// answer must not wait for it.
 	src, err := source.FromLabels(labels)
+	if errors.Is(err, source.ErrNoTOCDigest) && s.cfg.ForeignWait > 0 {
+		src, err = s.foreign(ctx, src, err)
+	}
 	if err != nil {
 		return src, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.PrepareTimeout)
 	defer cancel()
-	p := s.pulls.get(src)
+	p := s.pulls.get(src, false)
 	if src.BlobSize == 0 {
 		src = p.complete(ctx, src)
 	}
@@ -39,6 +43,27 @@ func (s *Snapshotter) resolve(ctx context.Context, labels map[string]string) (so
 		case <-time.After(poll):
 		}
 	}
+}
+
+// foreign looks in the manifest for what the labels of a layer did not say: annotations
+// of zstd:chunked that containerd does not pass on. All layers of an image together wait
+// for it as long as they may; ordinary is the error of a layer that is none.
+func (s *Snapshotter) foreign(ctx context.Context, src source.Layer, ordinary error) (source.Layer, error) {
+	p := s.pulls.get(src, true)
+	ctx, cancel := context.WithDeadline(ctx, p.began.Add(s.cfg.ForeignWait))
+	defer cancel()
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return src, ordinary
+	}
+	for _, l := range p.layers {
+		if l.Digest == src.Digest && l.TOCDigest != "" {
+			l.DiffID = src.DiffID
+			return l, nil
+		}
+	}
+	return src, ordinary
 }
 
 // fallback notes that a layer is pulled the ordinary way, and why.
@@ -66,6 +91,9 @@ type pulls struct {
 // layers at once what the labels tell layer by layer.
 type pull struct {
 	began time.Time
+	// foreign says that no label named a table of contents: only the manifest can say
+	// whether any layer is lazy.
+	foreign bool
 	// done is closed when layers or err are set.
 	done   chan struct{}
 	layers []source.Layer
@@ -78,7 +106,7 @@ func newPulls(s *Snapshotter) *pulls {
 
 // get returns the pull of src's manifest. The first call for a manifest
 // starts reading it, all its layers' tables of contents, and the mount.
-func (ps *pulls) get(src source.Layer) *pull {
+func (ps *pulls) get(src source.Layer, foreign bool) *pull {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for d, p := range ps.m {
@@ -97,14 +125,16 @@ func (ps *pulls) get(src source.Layer) *pull {
 	if p := ps.m[src.Manifest]; p != nil {
 		return p
 	}
-	p := &pull{began: time.Now(), done: make(chan struct{})}
+	p := &pull{began: time.Now(), foreign: foreign, done: make(chan struct{})}
 	if src.Manifest == "" || ps.s.cfg.Manifests == nil {
 		p.err = errors.New("containerd named no manifest")
 		close(p.done)
 		return p
 	}
 	ps.m[src.Manifest] = p
-	ps.s.cfg.Starts.Begin(src.Ref, src.Manifest)
+	if !foreign {
+		ps.s.cfg.Starts.Begin(src.Ref, src.Manifest)
+	}
 	ps.s.wg.Add(1)
 	go func() {
 		defer ps.s.wg.Done()
@@ -131,8 +161,16 @@ func (ps *pulls) run(p *pull, src source.Layer) {
 	log := ps.s.log.With("image", src.Ref, "manifest", src.Manifest)
 	if p.err != nil {
 		log.Debug("manifest was not read ahead", "error", p.err)
-		ps.forget(src.Manifest)
+		if !p.foreign { // what may be an ordinary image does not wait once more
+			ps.forget(src.Manifest)
+		}
 		return
+	}
+	if p.foreign {
+		if !slices.ContainsFunc(p.layers, func(l source.Layer) bool { return l.TOCDigest != "" }) {
+			return
+		}
+		ps.s.cfg.Starts.Begin(src.Ref, src.Manifest)
 	}
 	ps.s.cfg.Starts.Manifest(src.Manifest, p.layers)
 	var wg sync.WaitGroup
@@ -179,6 +217,9 @@ func (p *pull) complete(ctx context.Context, src source.Layer) source.Layer {
 			continue
 		}
 		src.BlobSize = l.BlobSize
+		if src.TOCSize == 0 {
+			src.TOCOffset, src.TOCSize = l.TOCOffset, l.TOCSize
+		}
 		break
 	}
 	return src

@@ -93,8 +93,13 @@ type Config struct {
 	// CredentialsWait is how long after its first layer was asked for the credentials
 	// of an image may come, where the registry wants some; 0: they are there before.
 	CredentialsWait time.Duration
-	Metrics         *Metrics
-	Logger          *slog.Logger
+	// ForeignWait is how long after its first layer was asked for the manifest of an
+	// image is waited for whose labels name no table of contents: layers that podman and
+	// skopeo wrote as zstd:chunked have theirs in annotations that containerd does not
+	// pass on. 0: such images are pulled the ordinary way, and nobody is asked.
+	ForeignWait time.Duration
+	Metrics     *Metrics
+	Logger      *slog.Logger
 }
 
 // Snapshotter implements containerd's snapshots.Snapshotter and

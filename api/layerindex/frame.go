@@ -44,9 +44,28 @@ func AppendMembers(dst, payload []byte) []byte {
 	return dst
 }
 
-// Payload returns the payload of the members that are all of b. It uses b's memory, so
-// that what was in b is lost. The error wraps ErrCorrupt.
+// frameMagic begins the skippable frame (RFC 8878, section 3.1.2) that carries a payload
+// in a layer of zstd frames. Of the sixteen such magics others use the first.
+const frameMagic = 0x184d2a5a
+
+// FrameHeaderSize is how many bytes of a blob the skippable frame takes beside the payload.
+const FrameHeaderSize = 4 + 4
+
+// FrameHeader returns what stands before a payload of size bytes, at most MaxPayload, in
+// the skippable frame that carries it in a layer of zstd frames.
+func FrameHeader(size int64) []byte {
+	return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, frameMagic), uint32(size))
+}
+
+// Payload returns the payload of the gzip members, or of the skippable frame, that are
+// all of b. It uses b's memory, so that what was in b is lost. The error wraps ErrCorrupt.
 func Payload(b []byte) ([]byte, error) {
+	if len(b) >= FrameHeaderSize && binary.LittleEndian.Uint32(b) == frameMagic {
+		if uint64(binary.LittleEndian.Uint32(b[4:])) != uint64(len(b)-FrameHeaderSize) {
+			return nil, fmt.Errorf("%w: the frame of the index is cut off", ErrCorrupt)
+		}
+		return b[FrameHeaderSize:], nil
+	}
 	out := b[:0]
 	for len(b) > 0 {
 		n, err := member(b)

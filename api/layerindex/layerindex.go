@@ -14,15 +14,19 @@
 // members, one after the other, are the payload; its SHA-256 is in the manifest.
 // See [AppendMembers] and [Payload].
 //
+// In a layer of zstd frames (zstd:chunked) the payload is one skippable frame (RFC 8878,
+// section 3.1.2) with the magic 0x184D2A5A. See [FrameHeader].
+//
 // # What is in it
 //
 // Numbers are unsigned varints as in package encoding/binary. zigzag(n) is n<<1 for
 // n >= 0, else ^(n<<1).
 //
-//	payload  "APPRIDX1" contentEnd chunkSize entries chunks members text block...
+//	payload  magic contentEnd chunkSize entries chunks members text block...
 //	block    entries chunks members text rawSize packedSize packed digests
 //
-// contentEnd is where in the blob the content ends and the TOC begins; chunkSize how
+// magic is "APPRIDX1" where members are gzip members, "APPRIDZ1" where they are zstd
+// frames. contentEnd is where in the blob the content ends and the TOC begins; chunkSize how
 // long a chunk is unless it says otherwise. entries, chunks and members are counts,
 // text is the bytes of all paths and link targets: in the header of the payload those
 // of all blocks. packed is a zstd frame of rawSize bytes once decompressed, digests
@@ -103,7 +107,7 @@ type Entry struct {
 
 // Chunk is a piece of a regular file's content.
 type Chunk struct {
-	// Offset is where the gzip member that holds it begins in the blob, Inner where it
+	// Offset is where the member that holds it begins in the blob, Inner where it
 	// begins in that member once decompressed, Size how long it is, all in bytes.
 	Offset, Inner, Size int64
 	// Digest is the SHA-256 of its bytes.
@@ -116,6 +120,8 @@ type Header struct {
 	ContentEnd int64
 	// Entries, Chunks and Members are how many of them there are.
 	Entries, Chunks, Members int
+	// Zstd says that members are zstd frames, not gzip members.
+	Zstd bool
 }
 
 // Limits of an index. Each is far above real layers and keeps a hostile index from
@@ -138,7 +144,11 @@ const (
 	blockSize  = 512 // of a tar
 )
 
-const magic = "APPRIDX1"
+// The beginnings of a payload, of the same length.
+const (
+	magic     = "APPRIDX1"
+	magicZstd = "APPRIDZ1"
+)
 
 // The columns of a block, in their order.
 const (

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 )
 
 // row is an entry with its chunks.
@@ -264,6 +265,53 @@ func TestMembers(t *testing.T) {
 		if got, err := Payload(members); err != nil || !bytes.Equal(got, payload) {
 			t.Errorf("%d bytes come back as %d, %v", n, len(got), err)
 		}
+	}
+}
+
+// A layer of zstd frames has its index in a skippable frame, which decoders pass over,
+// and the index says so.
+func TestZstd(t *testing.T) {
+	rows := many(20)
+	var blocks []byte
+	w, err := NewWriter(testChunk, func(b []byte) error { blocks = append(blocks, b...); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Zstd = true
+	for i := range rows {
+		if err := w.Add(&rows[i].Entry, rows[i].chunks); err != nil {
+			t.Fatal(err)
+		}
+	}
+	payload, err := w.Close(1 << 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload = append(payload, blocks...)
+	frame := append(FrameHeader(int64(len(payload))), payload...)
+	zr, err := zstd.NewReader(bytes.NewReader(frame))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zr.Close()
+	if plain, err := io.ReadAll(zr); err != nil || len(plain) != 0 {
+		t.Errorf("it unpacks to %d bytes, %v", len(plain), err)
+	}
+	for _, bad := range [][]byte{frame[:len(frame)-1], append(bytes.Clone(frame), 0), frame[:7], FrameHeader(1)} {
+		if _, err := Payload(bytes.Clone(bad)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%d bytes of %d: %v", len(bad), len(frame), err)
+		}
+	}
+	got, err := Payload(frame)
+	if err != nil || !bytes.Equal(got, payload) {
+		t.Fatalf("%d bytes come back as %d, %v", len(payload), len(got), err)
+	}
+	h, back, err := readAll(got)
+	if err != nil || !h.Zstd || len(back) != len(rows) {
+		t.Errorf("%+v with %d rows, %v", h, len(back), err)
+	}
+	if h, _, err := readAll(write(t, rows, 1<<40)); err != nil || h.Zstd {
+		t.Errorf("of gzip members: %+v, %v", h, err)
 	}
 }
 

@@ -31,8 +31,11 @@ func NewReader(payload []byte) (*Reader, error) {
 		return nil, limit("it has %d bytes", len(payload))
 	}
 	rest, ok := bytes.CutPrefix(payload, []byte(magic))
+	isZstd := false
 	if !ok {
-		return nil, corrupt("it does not begin with %q", magic)
+		if rest, isZstd = bytes.CutPrefix(payload, []byte(magicZstd)); !isZstd {
+			return nil, corrupt("it does not begin with %q", magic)
+		}
 	}
 	var n [6]int64
 	rest, err := numbers(rest, n[:])
@@ -46,7 +49,7 @@ func NewReader(payload []byte) (*Reader, error) {
 	case r.chunkSize == 0:
 		return nil, corrupt("chunks have no size")
 	}
-	r.Header = Header{ContentEnd: n[0], Entries: int(n[2]), Chunks: int(n[3]), Members: int(n[4])}
+	r.Header = Header{ContentEnd: n[0], Entries: int(n[2]), Chunks: int(n[3]), Members: int(n[4]), Zstd: isZstd}
 	r.left = r.Header
 	r.zr, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderMaxWindow(maxRaw))
 	return r, err

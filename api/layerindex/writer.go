@@ -20,6 +20,9 @@ const (
 // Writer makes an index, entry by entry. It keeps one block in memory; the blocks that
 // are closed go to the function it was made with. The same entries make the same bytes.
 type Writer struct {
+	// Zstd says that members are zstd frames; it is set before Close.
+	Zstd bool
+
 	out       func([]byte) error
 	chunkSize int64
 	header    Header
@@ -284,6 +287,9 @@ func (w *Writer) Close(contentEnd int64) ([]byte, error) {
 		return nil, fmt.Errorf("layer index: the content ends at %d", contentEnd)
 	}
 	h := []byte(magic)
+	if w.Zstd {
+		h = []byte(magicZstd)
+	}
 	for _, n := range []int64{contentEnd, w.chunkSize, int64(w.header.Entries), int64(w.header.Chunks), int64(w.header.Members), w.text} {
 		h = binary.AppendUvarint(h, uint64(n))
 	}

@@ -44,6 +44,7 @@ type snapshotterConfig struct {
 	delay          time.Duration
 	prepareTimeout time.Duration
 	credentialWait time.Duration
+	foreignWait    time.Duration
 	level          logLevel
 	config         string
 }
@@ -82,6 +83,7 @@ purpose (after an upgrade of the binary); SIGTERM ends both and unmounts.`,
 	f.DurationVar(&c.delay, "background-fetch-delay", 30*time.Second, "how long after its mount the rest of an image is fetched; negative: never")
 	f.DurationVar(&c.prepareTimeout, "prepare-timeout", 30*time.Second, "how long a layer may wait for its registry before it is pulled the ordinary way")
 	f.DurationVar(&c.credentialWait, "credentials-wait", 0, "how long after the beginning of a pull its credentials may come into --credentials-dir")
+	f.DurationVar(&c.foreignWait, "zstd-chunked-wait", 0, "how long the first layer of an image that was not converted may wait for the manifest, to find zstd:chunked layers of podman and skopeo; 0: they are pulled the ordinary way")
 	f.Var(&c.level, "log-level", "debug, info, warn or error")
 	return cmd
 }
@@ -127,7 +129,7 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := snapshotter.Config{
-		Root: filepath.Join(c.root, "overlay"), PrepareTimeout: c.prepareTimeout, CredentialsWait: c.credentialWait,
+		Root: filepath.Join(c.root, "overlay"), PrepareTimeout: c.prepareTimeout, CredentialsWait: c.credentialWait, ForeignWait: c.foreignWait,
 		Metrics: snapshotter.NewMetrics(reg), Logger: log,
 	}
 	status := &statusSource{errors: source.NewLastErrors(20), about: daemonStatus{

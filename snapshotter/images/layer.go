@@ -179,7 +179,7 @@ func (m *Manager) start(e *entry, rec record, idx *toc.Index) error {
 	if err != nil {
 		return errors.Join(err, cb.Close())
 	}
-	lean := &toc.Index{Chunks: idx.Chunks, Members: idx.Members, DataSize: idx.DataSize}
+	lean := &toc.Index{Chunks: idx.Chunks, Members: idx.Members, DataSize: idx.DataSize, Compression: idx.Compression}
 	l := layer.New(rec.Digest.String(), lean, remote, cb, m.cfg.Layer)
 	m.mu.Lock()
 	e.rec, e.lay, e.full = rec, l, idx

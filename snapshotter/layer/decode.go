@@ -4,6 +4,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/apparate/apparate/snapshotter/toc"
 )
 
 // errInner says that chunks of a member overlap, which Check refuses.
@@ -31,17 +36,16 @@ func (l *Layer) content(m int) int64 {
 func (l *Layer) decode(m int, r io.Reader) (decoded, error) {
 	x := &l.idx.Members[m]
 	lim := l.o.Limits
-	z := lim.gzip()
-	defer lim.recycleGzip(z)
 	d := decoded{buf: lim.buffer(l.content(m)), chunks: make([][]byte, x.Count)}
 	fail := func(i int, got [32]byte, err error) (decoded, error) {
 		lim.recycle(d.buf)
 		return decoded{}, &DigestError{Layer: l.key, Chunk: i, Want: l.idx.Chunks[i].Digest, Got: got, Err: err}
 	}
-	if err := z.Reset(r); err != nil {
+	z, done, err := lim.decompress(l.idx.Compression, r)
+	if err != nil {
 		return fail(x.First, [32]byte{}, err)
 	}
-	z.Multistream(false)
+	defer done()
 	at, free := int64(0), d.buf
 	for k := range d.chunks {
 		c := &l.idx.Chunks[x.First+k]
@@ -64,4 +68,38 @@ func (l *Layer) decode(m int, r io.Reader) (decoded, error) {
 		d.chunks[k] = p
 	}
 	return d, nil
+}
+
+// decompress returns what r holds, until done is called. Behind a gzip member it ends;
+// behind a zstd frame it may go on with the next one, as other readers of zstd:chunked do.
+func (x *Limits) decompress(c toc.Compression, r io.Reader) (z io.Reader, done func(), err error) {
+	if c == toc.Zstd {
+		d, _ := x.frames.Get().(*zstd.Decoder)
+		if d == nil {
+			// No goroutines of its own, so that one that is dropped needs no Close. Chunks
+			// have digests, a second checksum says nothing.
+			d, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+				zstd.WithDecoderMaxWindow(toc.MaxZstdWindow), zstd.IgnoreChecksum(true))
+		}
+		if err == nil {
+			err = d.Reset(r)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		return d, func() {
+			_ = d.Reset(nil) // lets go of r
+			x.frames.Put(d)
+		}, nil
+	}
+	g, _ := x.readers.Get().(*gzip.Reader)
+	if g == nil {
+		g = new(gzip.Reader)
+	}
+	if err := g.Reset(r); err != nil {
+		x.readers.Put(g)
+		return nil, nil, err
+	}
+	g.Multistream(false)
+	return g, func() { x.readers.Put(g) }, nil
 }

@@ -1,13 +1,13 @@
 // Package layer turns offsets of one layer into verified bytes.
 //
 //	ReadAt ─► cache hit: pread into the caller's buffer
-//	   └────► miss: claim members ─► one range request ─► gunzip ─► SHA-256 ─► waiters
+//	   └────► miss: claim members ─► one range request ─► decompress ─► SHA-256 ─► waiters
 //	                                                                    └────► cache
 //
 // # One fetch of each member
 //
-// A gzip member is the least that can be fetched. Who needs one claims it
-// under one lock: a member that is being fetched already is joined, the others
+// A member, of gzip or a frame of zstd, is the least that can be fetched. Who needs
+// one claims it under one lock: a member that is being fetched already is joined, the others
 // become a request, together with missing neighbours, because a request costs a
 // round trip and 256 KiB cost little more. A reader gets its bytes from memory as
 // soon as its member is verified; the cache gets them afterwards, and when it

@@ -53,6 +53,7 @@ func TestFaultAtEveryCall(t *testing.T) {
 	for name, p := range map[string]plan{
 		"chunks":     {files: sizes(6, 12, 20_000), chunk: 10_000, group: 7_000, trailing: 100},
 		"long tails": {files: []int64{30_000, 30_000}, chunk: 64 << 10, trailing: 9 << 20},
+		"zstd":       {files: sizes(6, 12, 20_000), chunk: 10_000, group: 7_000, trailing: 100, zstd: true},
 	} {
 		w := build(t, p)
 		for fault, answer := range faults(w) {

@@ -28,6 +28,10 @@ func plans() map[string]plan {
 		"long tails":        {files: []int64{100_000, 70_000}, chunk: 64 << 10, trailing: 9 << 20},
 		"unaligned chunks":  {files: sizes(4, 10, 60_000), chunk: 1001, group: 5000, gap: 30_000},
 		"nothing but zeros": {},
+		"zstd":              {files: sizes(5, 20, 100<<10), chunk: 256 << 10, group: 256 << 10, zstd: true},
+		"zstd, small":       {files: sizes(6, 600, 900), chunk: 4096, group: 20_000, gap: 3, trailing: 700, zstd: true},
+		"zstd, foreign":     {files: []int64{5 << 20, 5, 4 << 20}, chunk: 4 << 20, zstd: true},
+		"zstd, long tails":  {files: []int64{100_000, 70_000}, chunk: 64 << 10, trailing: 9 << 20, zstd: true},
 	}
 }
 
@@ -79,7 +83,7 @@ func FuzzReadAt(f *testing.F) {
 	f.Add(uint64(3), uint16(1), uint16(60000), uint16(30000), []byte{255, 0, 255, 0, 1, 1, 1})
 	f.Fuzz(func(t *testing.T, seed uint64, files, mean, chunk uint16, ops []byte) {
 		p := plan{seed: seed, files: sizes(seed, int(files%100)+1, int64(mean)+1), chunk: int64(chunk)%20_000 + 50,
-			group: int64(seed % 30_000), trailing: int(seed % 700), gap: int(seed % 90)}
+			group: int64(seed % 30_000), trailing: int(seed % 700), gap: int(seed % 90), zstd: seed%4 == 3}
 		w := build(t, p)
 		l, c := open(t, w, new(blob), layer.Options{Gap: int64(seed%3) * 100, Coalesce: int64(mean), ReadAhead: 1 << 16})
 		rnd := rand.New(rand.NewPCG(seed, 3))

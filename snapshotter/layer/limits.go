@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -21,8 +20,9 @@ type Limits struct {
 	free           int             // workers
 	urgent, others []chan struct{} // who waits for one
 
-	// readers holds *gzip.Reader; buffers[k] holds *[]byte of 1<<k bytes.
+	// readers holds *gzip.Reader, frames *zstd.Decoder; buffers[k] holds *[]byte of 1<<k bytes.
 	readers sync.Pool
+	frames  sync.Pool
 	buffers [maxPooledBits + 1]sync.Pool
 }
 
@@ -121,13 +121,3 @@ func (x *Limits) recycle(b []byte) {
 	}
 	x.buffers[k].Put(&b)
 }
-
-// gzip returns a reader to be Reset; recycleGzip takes it back.
-func (x *Limits) gzip() *gzip.Reader {
-	if z, ok := x.readers.Get().(*gzip.Reader); ok {
-		return z
-	}
-	return new(gzip.Reader)
-}
-
-func (x *Limits) recycleGzip(z *gzip.Reader) { x.readers.Put(z) }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/apparate/apparate/snapshotter/cache/cachetest"
 	"github.com/apparate/apparate/snapshotter/layer"
@@ -37,6 +38,7 @@ type plan struct {
 	trailing int     // bytes behind each member that belong to it and hold no content
 	gap      int     // bytes of no member between members
 	stored   bool    // gzip without compression, which is quick to make
+	zstd     bool    // members are zstd frames
 }
 
 // build makes the layer of a plan. Members begin with a header of some bytes,
@@ -44,13 +46,16 @@ type plan struct {
 func build(t testing.TB, p plan) *world {
 	t.Helper()
 	w := &world{idx: &toc.Index{}}
+	if p.zstd {
+		w.idx.Compression = toc.Zstd
+	}
 	rnd := rand.New(rand.NewPCG(p.seed, 1))
 	var inner bytes.Buffer
 	first := 0
 	flush := func() {
 		if n := len(w.idx.Chunks); n > first {
 			off := len(w.raw)
-			w.raw = append(w.raw, compress(t, inner.Bytes(), p.stored)...)
+			w.raw = append(w.raw, compress(t, inner.Bytes(), p)...)
 			if p.trailing > 0 {
 				w.raw = append(w.raw, noise(rnd, p.trailing)...)
 			}
@@ -84,11 +89,18 @@ func build(t testing.TB, p plan) *world {
 	return w
 }
 
-func compress(t testing.TB, p []byte, stored bool) []byte {
+func compress(t testing.TB, p []byte, how plan) []byte {
 	t.Helper()
 	var b bytes.Buffer
+	if how.zstd {
+		z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z.EncodeAll(p, nil)
+	}
 	level := gzip.BestSpeed
-	if stored {
+	if how.stored {
 		level = gzip.NoCompression
 	}
 	z, err := gzip.NewWriterLevel(&b, level)

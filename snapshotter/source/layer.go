@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -61,7 +62,7 @@ type Layer struct {
 	DiffID digest.Digest `json:"diffID,omitempty"`
 	// MediaType is the blob's; labels do not have it.
 	MediaType string `json:"mediaType,omitempty"`
-	// TOCDigest is that of the uncompressed TOC. Without it a layer is an ordinary one.
+	// TOCDigest is that of the TOC, uncompressed or as it is in the blob. Without it a layer is an ordinary one.
 	TOCDigest digest.Digest `json:"tocDigest,omitempty"`
 	// TOCOffset and TOCSize are where the compressed TOC is in the blob, in
 	// bytes: both or neither. They are a hint, the TOC digest is the proof.
@@ -110,10 +111,44 @@ func FromLabels(labels map[string]string) (Layer, error) {
 	return l, nil
 }
 
+// zstdPosition reads where the TOC of a zstd:chunked layer is.
+func (l *Layer) zstdPosition(a map[string]string) error {
+	for _, key := range [...]string{image.AnnotationZstdPosition, image.AnnotationStargzZstdPosition} {
+		s, ok := a[key]
+		if !ok {
+			continue
+		}
+		var n [4]int64 // offset, size, size of the JSON, type
+		fields := strings.Split(s, ":")
+		if len(fields) != len(n) {
+			return fmt.Errorf("%w %s: %.64q has not %d numbers", ErrBadLabel, key, s, len(n))
+		}
+		for i, f := range fields {
+			v, err := strconv.ParseUint(f, 10, 63)
+			if err != nil {
+				return fmt.Errorf("%w %s: %w", ErrBadLabel, key, err)
+			}
+			n[i] = int64(v)
+		}
+		if n[0] == 0 || n[1] == 0 || n[0]+n[1] < 0 {
+			return fmt.Errorf("%w %s: %.64q is no place in a blob", ErrBadLabel, key, s)
+		}
+		l.TOCOffset, l.TOCSize = n[0], n[1]
+		return nil
+	}
+	return nil
+}
+
 // annotate reads what the converter wrote into the layer's descriptor; containerd
 // hands it on as labels of the same names.
 func (l *Layer) annotate(a map[string]string) error {
-	if err := readDigest(a, &l.TOCDigest, image.AnnotationTOCDigest); err != nil {
+	// The first is there in eStargz and in one dialect of zstd:chunked, the others in
+	// manifests of zstd:chunked layers only; see package toc for what each is a digest of.
+	err := readDigest(a, &l.TOCDigest, image.AnnotationTOCDigest, image.AnnotationZstdChecksum, image.AnnotationStargzZstdChecksum)
+	if err != nil {
+		return err
+	}
+	if err := l.zstdPosition(a); err != nil {
 		return err
 	}
 	if err := readDigest(a, &l.IndexDigest, image.AnnotationIndexDigest); err != nil {
@@ -148,8 +183,8 @@ func (l *Layer) annotate(a map[string]string) error {
 // inBlob makes sure that of an offset and a size both are there or neither is, and that
 // they are a part of the blob.
 func (l *Layer) inBlob(a map[string]string, offsetKey, sizeKey string, offset, size int64) error {
-	// An empty layer has its TOC at offset 0.
-	if _, hasOffset := a[offsetKey]; hasOffset != (size != 0) {
+	// An empty layer has its TOC at offset 0; zstdPosition needs no key for its own.
+	if _, hasOffset := a[offsetKey]; hasOffset && size == 0 || !hasOffset && size != 0 && offset == 0 {
 		return fmt.Errorf("%w %s: it needs %s", ErrBadLabel, offsetKey, sizeKey)
 	}
 	if l.BlobSize != 0 && (size > l.BlobSize || offset > l.BlobSize-size) {

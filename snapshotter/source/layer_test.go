@@ -92,13 +92,43 @@ func TestFromLabelsBad(t *testing.T) {
 	}
 }
 
+// The annotations of zstd:chunked, of both dialects, as a manifest has them.
+func TestZstdAnnotations(t *testing.T) {
+	for name, c := range map[string]struct {
+		a    map[string]string
+		want Layer
+		ok   bool
+	}{
+		"storage": {map[string]string{image.AnnotationZstdChecksum: digestA, image.AnnotationZstdPosition: "900:50:123:1",
+			"io.github.containers.zstd-chunked.tarsplit-position": "958:7:70"}, Layer{TOCDigest: digestA, TOCOffset: 900, TOCSize: 50}, true},
+		"stargz": {map[string]string{image.AnnotationStargzZstdChecksum: digestA, image.AnnotationStargzZstdPosition: "900:50:123:1",
+			image.AnnotationTOCDigest: digestB}, Layer{TOCDigest: digestB, TOCOffset: 900, TOCSize: 50}, true},
+		"no position":  {map[string]string{image.AnnotationZstdChecksum: digestA}, Layer{TOCDigest: digestA}, true},
+		"no numbers":   {map[string]string{image.AnnotationZstdPosition: "900:50"}, Layer{}, false},
+		"words":        {map[string]string{image.AnnotationZstdPosition: "900:fifty:123:1"}, Layer{}, false},
+		"negative":     {map[string]string{image.AnnotationZstdPosition: "-900:50:123:1"}, Layer{}, false},
+		"nothing":      {map[string]string{image.AnnotationZstdPosition: "900:0:123:1"}, Layer{}, false},
+		"overflow":     {map[string]string{image.AnnotationZstdPosition: "9223372036854775807:50:123:1"}, Layer{}, false},
+		"bad checksum": {map[string]string{image.AnnotationZstdChecksum: "crc:1"}, Layer{}, false},
+		"outside":      {map[string]string{image.AnnotationZstdPosition: "900:50:123:1", image.AnnotationBlobSize: "940"}, Layer{}, false},
+	} {
+		var l Layer
+		err := l.annotate(c.a)
+		if (err == nil) != c.ok || c.ok && l != c.want || err != nil && !errors.Is(err, ErrBadLabel) {
+			t.Errorf("%s: %+v, %v", name, l, err)
+		}
+	}
+}
+
 func FuzzFromLabels(f *testing.F) {
-	f.Add("docker.io/library/nginx:1", digestA, digestD, "900", "49", "1000")
-	f.Add("r.test:5000/a/b@"+digestB, "sha512:00", "", "-1", "1e3", "")
-	f.Add("", "", "", "9223372036854775807", "9223372036854775807", "9223372036854775807")
-	f.Fuzz(func(t *testing.T, ref, layer, toc, offset, size, blob string) {
+	f.Add("docker.io/library/nginx:1", digestA, digestD, "900", "49", "1000", "")
+	f.Add("r.test:5000/a/b@"+digestB, "sha512:00", "", "-1", "1e3", "", "-1:1:1:1")
+	f.Add("", "", "", "9223372036854775807", "9223372036854775807", "9223372036854775807", "9223372036854775807:9223372036854775807:0:1")
+	f.Add("docker.io/library/nginx:1", digestA, digestD, "", "", "1000", "900:49:5:1")
+	f.Fuzz(func(t *testing.T, ref, layer, toc, offset, size, blob, position string) {
 		l, err := FromLabels(full(LabelImageRef, ref, LabelLayerDigest, layer, image.AnnotationTOCDigest, toc,
-			image.AnnotationTOCOffset, offset, image.AnnotationTOCSize, size, image.AnnotationBlobSize, blob))
+			image.AnnotationTOCOffset, offset, image.AnnotationTOCSize, size, image.AnnotationBlobSize, blob,
+			image.AnnotationZstdPosition, position))
 		if err != nil {
 			return
 		}

@@ -57,6 +57,9 @@ func ParseIndex(payload []byte, want digest.Digest) (*Index, error) {
 		x:         Index{Entries: make([]Entry, 0, h.Entries), Chunks: make([]Chunk, 0, h.Chunks), Members: make([]Member, 0, h.Members)},
 		tocOffset: h.ContentEnd,
 	}
+	if h.Zstd {
+		b.x.Compression = Zstd
+	}
 	var (
 		e layerindex.Entry
 		s rows

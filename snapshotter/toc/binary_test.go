@@ -85,6 +85,17 @@ func TestParseIndexRefuses(t *testing.T) {
 	}
 }
 
+// An index says how its members are compressed, wherever it lies.
+func TestIndexOfZstd(t *testing.T) {
+	payload, _ := packIndex(t, 100, indexFile("a", 1, layerindex.Chunk{Offset: 5, Size: 1}))
+	copy(payload, "APPRIDZ1")
+	data := append(layerindex.FrameHeader(int64(len(payload))), payload...)
+	_, x, err := LoadIndex(t.Context(), &memBlob{data: append(data, "tail"...)}, digest.FromBytes(payload), Hint{Size: int64(len(data))})
+	if err != nil || x.Compression != Zstd {
+		t.Errorf("%+v, %v", x, err)
+	}
+}
+
 // FuzzParseIndex: whatever is accepted has the properties that others rely on.
 func FuzzParseIndex(f *testing.F) {
 	payload, _ := packIndex(f, tocAt, indexFile("a/b", 5000, layerindex.Chunk{Offset: 5, Size: 4096}, layerindex.Chunk{Offset: 5, Inner: 4096, Size: 904}),

@@ -26,6 +26,7 @@ type openFile struct {
 	size    int64
 	covered int64 // by the chunks so far
 	dropped bool  // the file is not part of the tree
+	begun   bool  // it has a chunk in Index.Chunks
 }
 
 // openMember is a member whose chunks are not complete yet.
@@ -232,30 +233,48 @@ func (b *builder) chunk(e *rawEntry) error {
 		return e.fail(ErrHostile, fmt.Sprintf("a chunk begins at %d, the one before it ended at %d", e.chunkOffset, f.covered))
 	case size < 0 || size > f.size-f.covered:
 		return e.fail(ErrHostile, "a chunk leaves its file")
+	case e.content == contentUnknown:
+		return e.fail(ErrUnsupported, "a chunk of a type that is not known")
+	case e.content == contentZeros:
+		return b.zeros(e, size)
 	case size > maxChunk:
 		return e.fail(ErrLimit, fmt.Sprintf("a chunk of %d bytes, the limit is %d", size, maxChunk))
-	case !e.hasDigest:
+	case !e.hasDigest && (size < f.size || !e.useFileDigest()):
 		return e.fail(ErrUnsupported, "a chunk without digest, so that nothing could be verified")
 	}
-	if err := b.place(e, size); err != nil {
+	if err := b.place(e, size, f.dropped); err != nil {
 		return err
 	}
 	if !f.dropped {
 		b.x.Chunks = append(b.x.Chunks, Chunk{
 			Addr: f.addr + f.covered, Size: size, Member: b.last.index, Inner: e.inner, Digest: e.chunkDigest,
-			Begin: f.covered == 0,
+			Begin: !f.begun,
 		})
+		f.begun = true
 		b.x.Members[b.last.index].Count++
 	}
 	f.covered += size
 	return nil
 }
 
-// place finds the member of a chunk of size bytes: the last one or the next.
+// zeros takes a chunk of size bytes that are zero. It is no chunk of the index: the
+// address space is zero wherever it has none. The verified TOC says that they are zero,
+// which is as good as a digest.
+func (b *builder) zeros(e *rawEntry, size int64) error {
+	// It has a member all the same, which is where the one before it ends.
+	if err := b.place(e, 0, true); err != nil {
+		return err
+	}
+	b.file.covered += size
+	return nil
+}
+
+// place finds the member of a chunk of size bytes: the last one or the next. A chunk
+// that is dropped is not read.
 //
 // A member's first chunk may begin at an inner offset: writers that put several
 // small files into one member begin it with a tar header.
-func (b *builder) place(e *rawEntry, size int64) error {
+func (b *builder) place(e *rawEntry, size int64, dropped bool) error {
 	m := &b.last
 	switch {
 	case e.offset < 0 || e.offset >= b.tocOffset:
@@ -263,7 +282,7 @@ func (b *builder) place(e *rawEntry, size int64) error {
 	case e.inner < 0:
 		return e.fail(ErrHostile, "the inner offset is negative")
 	case e.inner > maxMember-size:
-		return e.fail(ErrLimit, fmt.Sprintf("its content ends more than %d bytes into a gzip member", maxMember))
+		return e.fail(ErrLimit, fmt.Sprintf("its content ends more than %d bytes into a member", maxMember))
 	case m.open && e.offset < m.offset:
 		return e.fail(ErrHostile, "its content lies before that of an earlier entry")
 	case m.open && e.offset == m.offset && e.inner < m.inner:
@@ -274,7 +293,7 @@ func (b *builder) place(e *rawEntry, size int64) error {
 		*m = openMember{open: true, offset: e.offset, index: -1}
 	}
 	m.inner = e.inner + size
-	if m.index < 0 && !b.file.dropped {
+	if m.index < 0 && !dropped {
 		m.index = len(b.x.Members)
 		b.x.Members = append(b.x.Members, Member{Offset: m.offset, First: len(b.x.Chunks)})
 	}

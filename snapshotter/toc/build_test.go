@@ -81,6 +81,17 @@ func hostileCases() []hostileCase {
 		{"huge file", reg("a", 1<<46+1, 10, `,"chunkSize":4096`), ErrLimit},
 		{"huge layer", reg("a", 5, 10, "") + `,` + reg("b", 1<<45, 20, `,"chunkSize":4096`), ErrLimit},
 
+		{"digest of the file", `{"name":"a","type":"reg","size":5,"offset":10,"digest":"sha256:` + strings.Repeat("ab", 32) + `"}`, nil},
+		{"other digest of the file", `{"name":"a","type":"reg","size":5,"offset":10,"digest":"md5:00"}`, ErrUnsupported},
+		{"digest of the file for a chunk", `{"name":"a","type":"reg","size":5,"chunkSize":4,"offset":10,"digest":"sha256:` + strings.Repeat("ab", 32) + `"}`, ErrUnsupported},
+		{"zeros", `{"name":"a","type":"reg","size":5,"offset":10,"chunkType":"zeros"}`, nil},
+		{"many zeros", `{"name":"a","type":"reg","size":1099511627776,"offset":10,"chunkType":"zeros"}`, nil},
+		{"zeros between", reg("a", 10, 10, `,"chunkSize":4`) + `,` + chunk("a", 20, 4, `,"chunkSize":4,"chunkType":"zeros"`) + `,` + chunk("a", 30, 8, ``), nil},
+		{"zeros at the TOC", fmt.Sprintf(`{"name":"a","type":"reg","size":5,"offset":%d,"chunkType":"zeros"}`, tocAt), ErrHostile},
+		{"too many zeros", reg("a", 10, 10, `,"chunkSize":4`) + `,` + chunk("a", 20, 4, `,"chunkSize":7,"chunkType":"zeros"`), ErrHostile},
+		{"zeros before", reg("a", 10, 10, `,"chunkSize":4`) + `,` + chunk("a", 9, 4, `,"chunkType":"zeros"`), ErrHostile},
+		{"unknown content", reg("a", 5, 10, `,"chunkType":"ones"`), ErrUnsupported},
+
 		{"at the TOC", reg("a", 5, tocAt, ""), ErrHostile},
 		{"before the TOC", reg("a", 5, tocAt-1, ""), nil},
 		{"negative offset", reg("a", 5, -1, ""), ErrHostile},
@@ -172,7 +183,7 @@ func TestTooManyEntries(t *testing.T) {
 func TestSharedXattrs(t *testing.T) {
 	label := `,"xattrs":{"security.selinux":"` + b64("label") + `"}}`
 	d := strings.TrimSuffix(dir("a"), "}") + label + `,` + dir("b") + `,` + strings.TrimSuffix(dir("c"), "}") + label
-	x, err := parseJSON(strings.NewReader(`{"version":1,"entries":[`+d+`]}`), 0, 0)
+	x, err := parseJSON(strings.NewReader(`{"version":1,"entries":[`+d+`]}`), newBuilder(0, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

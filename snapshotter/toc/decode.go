@@ -33,13 +33,31 @@ type rawEntry struct {
 	chunkOffset, chunkSize int64
 	chunkDigest            [32]byte
 	hasDigest              bool
+	fileDigest             []byte // of the whole file, as written
+	content                content
 	xattrs                 map[string][]byte
 	shared                 bool // xattrs is the map of an earlier entry
 }
 
 // reset empties e and keeps its buffers.
 func (e *rawEntry) reset() {
-	*e = rawEntry{name: e.name[:0], link: e.link[:0]}
+	*e = rawEntry{name: e.name[:0], link: e.link[:0], fileDigest: e.fileDigest[:0]}
+}
+
+// content is the "chunkType" of an entry, which containers/storage writes.
+type content uint8
+
+const (
+	contentData content = iota
+	contentZeros
+	contentUnknown
+)
+
+// useFileDigest makes the digest of the whole file that of its only chunk:
+// containers/storage writes no other then. It is false where there is none.
+func (e *rawEntry) useFileDigest() bool {
+	e.hasDigest = parseDigest(&e.chunkDigest, e.fileDigest) == nil
+	return e.hasDigest
 }
 
 // fail says what is wrong with e.
@@ -115,6 +133,10 @@ func (d *decoder) field(key []byte) (err error) {
 		err = d.timeField()
 	case "chunkDigest":
 		err = d.digestField()
+	case "digest":
+		err = d.fileDigestField()
+	case "chunkType":
+		err = d.contentField()
 	case "xattrs":
 		err = d.xattrsField()
 	case "size":
@@ -206,15 +228,51 @@ func (d *decoder) digestField() error {
 	if len(t) == 0 {
 		return nil
 	}
-	const prefix = string(digest.SHA256) + ":"
-	if len(t) != len(prefix)+hex.EncodedLen(len(d.e.chunkDigest)) || string(t[:len(prefix)]) != prefix {
-		return failf(ErrUnsupported, "a chunk's digest is %.80q, only sha256 is supported", t)
-	}
-	if _, err := hex.Decode(d.e.chunkDigest[:], t[len(prefix):]); err != nil {
+	err = parseDigest(&d.e.chunkDigest, t)
+	if errors.Is(err, errNotHex) {
 		return d.fail("a chunk's digest is not hexadecimal")
 	}
-	d.e.hasDigest = true
+	d.e.hasDigest = err == nil
+	return err
+}
+
+var errNotHex = errors.New("not hexadecimal")
+
+// parseDigest reads a digest as it is written.
+func parseDigest(to *[32]byte, t []byte) error {
+	const prefix = string(digest.SHA256) + ":"
+	if len(t) != len(prefix)+hex.EncodedLen(len(to)) || string(t[:len(prefix)]) != prefix {
+		return failf(ErrUnsupported, "a chunk's digest is %.80q, only sha256 is supported", t)
+	}
+	if _, err := hex.Decode(to[:], t[len(prefix):]); err != nil {
+		return errNotHex
+	}
 	return nil
+}
+
+// fileDigestField keeps the digest of a file. It is looked at only where nothing else
+// says what its content is.
+func (d *decoder) fileDigestField() error {
+	d.e.fileDigest = d.e.fileDigest[:0]
+	if d.peek() != '"' {
+		return d.skip()
+	}
+	return d.copyText(&d.e.fileDigest)
+}
+
+// contentField reads what a chunk holds.
+func (d *decoder) contentField() error {
+	if d.e.content = contentUnknown; d.peek() != '"' {
+		return d.skip()
+	}
+	t, err := d.text()
+	switch string(t) {
+	case "":
+		d.e.content = contentData
+	case "zeros":
+		d.e.content = contentZeros
+	}
+	return err
 }
 
 // xattrsField reads the extended attributes of an entry: an object of base64.

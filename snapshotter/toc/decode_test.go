@@ -24,8 +24,8 @@ func decodeAll(js []byte, wrap func(io.Reader) io.Reader) ([]rawEntry, error) {
 	s := newScanner(wrap(bytes.NewReader(js)))
 	err := decode(s, func(e *rawEntry) error {
 		c := *e
-		c.name, c.link = bytes.Clone(e.name), bytes.Clone(e.link)
-		if !utf8.Valid(c.name) || !utf8.Valid(c.link) {
+		c.name, c.link, c.fileDigest = bytes.Clone(e.name), bytes.Clone(e.link), bytes.Clone(e.fileDigest)
+		if !utf8.Valid(c.name) || !utf8.Valid(c.link) || !utf8.Valid(c.fileDigest) {
 			return errNotUTF8
 		}
 		for k := range e.xattrs {
@@ -100,6 +100,16 @@ func referenceEntry(fields map[string]json.RawMessage) (e rawEntry, err error) {
 		get(key, v)
 	}
 	e.name, e.link = []byte(name), []byte(link)
+	var of, fileDigest string
+	if raw := fields["chunkType"]; raw != nil && (json.Unmarshal(raw, &of) != nil || of != "") || string(raw) == "null" {
+		e.content = contentUnknown
+		if of == "zeros" {
+			e.content = contentZeros
+		}
+	}
+	if json.Unmarshal(fields["digest"], &fileDigest) == nil {
+		e.fileDigest = []byte(fileDigest)
+	}
 	for i, k := range []string{"dir", "reg", "symlink", "hardlink", "char", "block", "fifo", "chunk"} {
 		if typ == k {
 			e.kind = kind(i + 1)
@@ -176,10 +186,10 @@ func equalEntries(a, b []rawEntry) bool {
 	}
 	for i := range a {
 		x, y := a[i], b[i]
-		if !bytes.Equal(x.name, y.name) || !bytes.Equal(x.link, y.link) || !sameXattrs(x.xattrs, y.xattrs) {
+		if !bytes.Equal(x.name, y.name) || !bytes.Equal(x.link, y.link) || !bytes.Equal(x.fileDigest, y.fileDigest) || !sameXattrs(x.xattrs, y.xattrs) {
 			return false
 		}
-		x.name, x.link, x.xattrs, y.name, y.link, y.xattrs = nil, nil, nil, nil, nil, nil
+		x.name, x.link, x.xattrs, x.fileDigest, y.name, y.link, y.xattrs, y.fileDigest = nil, nil, nil, nil, nil, nil, nil, nil
 		if !reflect.DeepEqual(x, y) {
 			return false
 		}
@@ -209,6 +219,8 @@ func decodeSamples() []string {
 		entry(`"xattrs":{"user.a":"AA\nAA"}`), entry(`"modtime":"2023-02-29T00:00:00Z"`), entry(`"modtime":"2024-02-29T23:59:59.123456789+05:30"`),
 		entry(`"modtime":"0001-01-01T00:00:00Z"`), entry(`"modtime":"1969-12-31T23:59:59.5Z"`), entry(`"modtime":"2024-01-01T00:00:00,5Z"`), entry(`"modtime":"x"`),
 		entry(`"chunkDigest":"sha256:` + strings.Repeat("aB", 32) + `"`), entry(`"chunkDigest":"sha512:00"`),
+		entry(`"chunkType":"zeros"`), entry(`"chunkType":""`), entry(`"chunkType":"other"`), entry(`"chunkType":1`), entry(`"chunkType":null`),
+		entry(`"digest":"sha256:x"`), entry(`"digest":1,"name":"a"`), entry(`"digest":"a","digest":null`),
 		`{"version":1,"entries":[{"name":"a"}],"entries":[{}]}`, strings.Repeat(`{"a":`, 100) + "1" + strings.Repeat("}", 100),
 	}
 }
@@ -288,7 +300,7 @@ func BenchmarkDecode(b *testing.B) {
 		return n
 	})
 	run("index", func() int {
-		x, err := parseJSON(bytes.NewReader(js), int64(len(js)), 1<<40)
+		x, err := parseJSON(bytes.NewReader(js), newBuilder(int64(len(js)), 1<<40))
 		if err != nil {
 			b.Fatal(err)
 		}

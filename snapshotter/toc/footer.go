@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// Footers: the last bytes of a blob are an empty gzip member whose extra field
+// Footers: the last bytes of an eStargz blob are an empty gzip member whose extra field
 // says where the TOC is (eStargz specification, "Footer"; the legacy form is
 // that of CRFS; the external form that of stargz-snapshotter).
 const (
@@ -28,8 +28,11 @@ const (
 )
 
 // parseFooter finds the footer at the end of tail, the last bytes of a blob of
-// size bytes, and returns the range [offset, end) of the compressed TOC.
+// size bytes in either format, and returns the range [offset, end) of the compressed TOC.
 func parseFooter(tail []byte, size int64) (offset, end int64, err error) {
+	if footer := zstdFooter(tail); footer != nil {
+		return parseZstdFooter(footer, size)
+	}
 	if sub, ok := subfield(gzipExtra(tail, externalFooterSize)); ok && string(sub) == externalMagic {
 		return 0, 0, failf(ErrExternalTOC, "the footer says so")
 	}

@@ -1,5 +1,5 @@
 // Package toc finds, bounds, parses and verifies the table of contents of one
-// eStargz layer, and lays the layer's file contents out in an address space.
+// eStargz or zstd:chunked layer, and lays the layer's file contents out in an address space.
 //
 // The address space is what the kernel sees: every layer is one read-only block
 // device of Index.DataSize bytes, in which each non-empty regular file occupies
@@ -33,13 +33,25 @@ type Index struct {
 	// ordinary entries here (".wh.x", ".wh..wh..opq"); package tree reads them.
 	Entries []Entry
 	// Chunks are the verified units of content, by ascending Addr, not overlapping.
+	// Bytes of a file that no chunk has are zero.
 	Chunks []Chunk
 	// Members are the units of compression, by ascending Offset, not overlapping.
 	// The chunks of a member are adjacent in Chunks.
 	Members []Member
 	// DataSize is the length of the address space in bytes, a multiple of BlockSize.
 	DataSize int64
+	// Compression is that of all members.
+	Compression Compression
 }
+
+// Compression is how members are compressed.
+type Compression uint8
+
+// The compressions: eStargz has gzip members, zstd:chunked has zstd frames.
+const (
+	Gzip Compression = iota
+	Zstd
+)
 
 // Entry is one file, directory or other inode of the layer.
 type Entry struct {
@@ -75,12 +87,12 @@ type Chunk struct {
 	Inner  int64
 	// Digest is the SHA-256 of the uncompressed bytes.
 	Digest [32]byte
-	// Begin says that a file begins with the chunk: files whose length is a
+	// Begin says that it is the first of a file: files whose length is a
 	// multiple of BlockSize touch in the address space.
 	Begin bool
 }
 
-// Member is one gzip member of the blob with file content, the least that can
+// Member is one gzip member or zstd frame of the blob with file content, the least that can
 // be fetched and decompressed.
 type Member struct {
 	// Offset and Size are its place in the compressed blob. Size may include

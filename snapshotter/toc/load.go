@@ -94,13 +94,12 @@ func loadByFooter(ctx context.Context, b fetch.Blob, want digest.Digest) ([]byte
 	if offset >= tailAt {
 		raw = bytes.Clone(tail[offset-tailAt : end-tailAt])
 	} else {
-		// The tail may begin behind the TOC's end only when the TOC ends at
-		// the footer, which it does.
-		head, err := readRange(ctx, b, offset, tailAt-offset)
+		head, err := readRange(ctx, b, offset, min(end, tailAt)-offset)
 		if err != nil {
 			return nil, 0, nil, err
 		}
-		raw = append(head, tail[:end-tailAt]...)
+		// What follows a zstd:chunked TOC may be longer than the tail.
+		raw = append(head, tail[:max(0, end-tailAt)]...)
 	}
 	idx, err := Parse(raw, want, offset)
 	if err != nil {
@@ -127,7 +126,7 @@ func readRange(ctx context.Context, b fetch.Blob, off, n int64) ([]byte, error) 
 }
 
 // Parse indexes a TOC: raw is the compressed TOC as Load returned it, want the
-// digest of its JSON, tocOffset where it begins in the blob: all content of
+// digest of its JSON, or of raw where that is a zstd frame, tocOffset where it begins in the blob: all content of
 // files lies before it. Nothing is returned unless the digest is right.
 func Parse(raw []byte, want digest.Digest, tocOffset int64) (*Index, error) {
 	if err := checkDigest(want); err != nil {
@@ -135,6 +134,9 @@ func Parse(raw []byte, want digest.Digest, tocOffset int64) (*Index, error) {
 	}
 	if tocOffset < 0 {
 		return nil, failf(ErrHostile, "the TOC begins at %d", tocOffset)
+	}
+	if isZstd(raw) {
+		return parseZstd(raw, want, tocOffset)
 	}
 	zr, err := gzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
@@ -153,7 +155,7 @@ func Parse(raw []byte, want digest.Digest, tocOffset int64) (*Index, error) {
 	// The digest is computed on the way to the parser: one pass, and the JSON,
 	// often twenty times the compressed size, is never in memory as a whole.
 	in := &hashReader{r: tr, h: sha256.New()}
-	idx, parseErr := parseJSON(in, hdr.Size, tocOffset)
+	idx, parseErr := parseJSON(in, newBuilder(hdr.Size, tocOffset))
 	// What the parser left unread counts for the digest too. A wrong digest is
 	// the better news than what the wrong bytes made the parser say.
 	if _, err := io.Copy(io.Discard, in); err != nil {
@@ -182,9 +184,8 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
-// parseJSON indexes the TOC's JSON of about size bytes that in yields.
-func parseJSON(in io.Reader, size, tocOffset int64) (*Index, error) {
-	b := newBuilder(size, tocOffset)
+// parseJSON indexes the TOC's JSON that in yields.
+func parseJSON(in io.Reader, b *builder) (*Index, error) {
 	s := newScanner(in)
 	if err := decode(s, b.add); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/apparate/apparate/snapshotter/fetch"
@@ -22,14 +23,7 @@ import (
 func checkContent(t *testing.T, x *Index, blob []byte) {
 	t.Helper()
 	for mi, m := range x.Members {
-		zr, err := gzip.NewReader(bytes.NewReader(blob[m.Offset : m.Offset+m.Size]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		plain, err := io.ReadAll(zr)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, gzip.ErrHeader) {
-			t.Fatal(err)
-		}
+		plain := decompressMember(t, x, blob, m)
 		for _, c := range x.Chunks[m.First : m.First+m.Count] {
 			if c.Member != mi || sha256.Sum256(plain[c.Inner:c.Inner+c.Size]) != c.Digest {
 				t.Fatalf("chunk %+v does not have its digest in member %+v", c, m)
@@ -37,6 +31,33 @@ func checkContent(t *testing.T, x *Index, blob []byte) {
 		}
 	}
 	checkInvariants(t, x, int64(len(blob)))
+}
+
+// decompressMember returns what a member holds, and what follows it.
+func decompressMember(t *testing.T, x *Index, blob []byte, m Member) []byte {
+	t.Helper()
+	in := bytes.NewReader(blob[m.Offset : m.Offset+m.Size])
+	if x.Compression == Zstd {
+		zr, err := zstd.NewReader(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer zr.Close()
+		plain, err := io.ReadAll(zr)
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatal(err)
+		}
+		return plain
+	}
+	zr, err := gzip.NewReader(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := io.ReadAll(zr)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, gzip.ErrHeader) {
+		t.Fatal(err)
+	}
+	return plain
 }
 
 // checkInvariants checks what the comments of Index promise.
@@ -250,7 +271,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(`{"version":1,"entries":[`+c.entries+`]}`), int64(tocAt))
 	}
 	f.Fuzz(func(t *testing.T, js []byte, tocOffset int64) {
-		x, err := parseJSON(bytes.NewReader(js), int64(len(js)), max(0, tocOffset))
+		x, err := parseJSON(bytes.NewReader(js), newBuilder(int64(len(js)), max(0, tocOffset)))
 		if err != nil {
 			if Reason(err) == "other" {
 				t.Fatalf("no reason for %v", err)
@@ -265,6 +286,10 @@ func FuzzParse(f *testing.F) {
 func FuzzRaw(f *testing.F) {
 	raw, d := packTOC(f, bigTOC(2))
 	f.Add(raw, string(d), int64(1<<20))
+	js := bigTOC(2)
+	f.Add(packZstd(f, js), string(digest.FromBytes(js)), int64(1<<20))
+	blob, want, at := storageLayer(f)
+	f.Add(blob[at.Offset:at.Offset+at.Size], string(want), at.Offset)
 	f.Fuzz(func(t *testing.T, raw []byte, d string, tocOffset int64) {
 		_, err := Parse(raw, digest.Digest(d), tocOffset)
 		if err != nil && Reason(err) == "other" {

@@ -20,7 +20,7 @@ import (
 
 // Blob is a layer for Compose.
 type Blob struct {
-	// Bytes is a tar, or a tar compressed with gzip that is kept as it is.
+	// Bytes is a tar, or a tar compressed with gzip or zstd that is kept as it is.
 	Bytes []byte
 	// Annotations are those of the layer's descriptor.
 	Annotations map[string]string
@@ -32,13 +32,17 @@ func Compose(layers ...Blob) (v1.Image, error) {
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
 	for _, b := range layers {
+		mediaType := types.OCILayer
+		if bytes.HasPrefix(b.Bytes, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
+			mediaType = types.OCILayerZStd
+		}
 		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(b.Bytes)), nil
-		}, tarball.WithMediaType(types.OCILayer), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
+		}, tarball.WithMediaType(mediaType), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
 		if err != nil {
 			return nil, err
 		}
-		img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: types.OCILayer, Annotations: b.Annotations})
+		img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: mediaType, Annotations: b.Annotations})
 		if err != nil {
 			return nil, err
 		}

@@ -3,14 +3,17 @@ package tree
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/apparate/apparate/test/images"
 	"github.com/apparate/apparate/test/registry"
@@ -26,6 +29,8 @@ func TestMountsWhatEstargzBuilds(t *testing.T) {
 		"chunked": {estargz.WithChunkSize(500_001)},     // chunks that are not made of blocks
 		"ordered": {estargz.WithPrioritizedFiles(startOrder()), // and a landmark behind them
 			estargz.WithAllowPrioritizeNotFound(new([]string))},
+		"zstd":         {estargz.WithCompression(newZstd())}, // zstd:chunked
+		"zstd grouped": {estargz.WithCompression(newZstd()), estargz.WithMinChunkSize(64 << 10)},
 	}
 	for name, img := range lazyImages(t) {
 		began := time.Now().Add(-time.Second)
@@ -47,6 +52,44 @@ func TestMountsWhatEstargzBuilds(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestMountsWhatStorageWrites: a zstd:chunked layer of containers/storage, with the
+// annotations that it gave the layer, is mounted as the tree that containerd unpacks.
+func TestMountsWhatStorageWrites(t *testing.T) {
+	blob, err := os.ReadFile("../../snapshotter/toc/testdata/storage.zst")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../snapshotter/toc/testdata/storage.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := images.Blob{Bytes: blob}
+	if err := json.Unmarshal(text, &l.Annotations); err != nil {
+		t.Fatal(err)
+	}
+	img, err := images.Compose(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now().Add(-time.Second)
+	want := Unpacked(t, img, false)
+	got, err := Walk(StartLazy(t, timeout, nil).Mount(t, Push(t, registry.New(t), "storage:v1", img)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, Diff(want, got, UnpackTimes(want, got, began)...))
+}
+
+// zstdCompression is what estargz.WithCompression takes.
+type zstdCompression struct {
+	*zstdchunked.Compressor
+	*zstdchunked.Decompressor
+}
+
+func newZstd() zstdCompression {
+	return zstdCompression{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedFastest}, &zstdchunked.Decompressor{}}
 }
 
 // startOrder is files of several layers in another order than theirs.
@@ -83,7 +126,7 @@ func buildEstargz(t testing.TB, img v1.Image, options []estargz.Option) v1.Image
 			t.Fatal(err)
 		}
 		b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(text), 0, int64(len(text))),
-			append(slices.Clone(options), estargz.WithCompressionLevel(gzip.BestSpeed))...)
+			append([]estargz.Option{estargz.WithCompressionLevel(gzip.BestSpeed)}, options...)...)
 		if err != nil {
 			t.Fatal(err)
 		}
