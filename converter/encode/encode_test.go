@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
@@ -505,23 +504,5 @@ func TestLongTOC(t *testing.T) {
 	}
 	if _, err := Encode(context.Background(), io.Discard, bytes.NewReader(src), Options{Level: 1, TempDir: "/nonexistent"}); err == nil {
 		t.Error("a missing temporary directory was not noticed")
-	}
-}
-
-// TestGzipTool: the program gzip unpacks a layer with an index of several members.
-func TestGzipTool(t *testing.T) {
-	var ents []ent
-	for i := range 4000 {
-		ents = append(ents, reg(fmt.Sprintf("file%04d", i), noise(uint64(i), 20)))
-	}
-	blob, l := encoded(t, makeTar(t, ents...), Options{Level: 1})
-	if l.IndexSize <= layerindex.MemberSize {
-		t.Fatalf("an index of %d bytes is too short for this test", l.IndexSize)
-	}
-	c := exec.Command("gzip", "-dc")
-	c.Stdin = bytes.NewReader(blob)
-	plain, err := c.Output()
-	if err != nil || digest.FromBytes(plain) != l.DiffID {
-		t.Errorf("gzip: %v, %d bytes with digest %s, want %s", err, len(plain), digest.FromBytes(plain), l.DiffID)
 	}
 }
