@@ -96,6 +96,8 @@ type Request struct {
 	// Target names the result; empty means Source's repository and its tag with
 	// the suffix of accelerated images.
 	Target string
+	// Format is how layers are written; empty means encode.EStargz.
+	Format encode.Format
 	// Platforms limits an index to some platforms ("linux/arm64/v8"); none means
 	// all. The result has only these.
 	Platforms []string

@@ -174,10 +174,10 @@ func layerAnnotations(source, ours map[string]string) map[string]string {
 }
 
 // mark adds the annotations of an accelerated manifest or index.
-func mark(annotations map[string]string, sourceDigest string) map[string]string {
+func mark(annotations map[string]string, sourceDigest, format string) map[string]string {
 	all := make(map[string]string, len(annotations)+2)
 	maps.Copy(all, annotations)
 	all[image.AnnotationSourceDigest] = sourceDigest
-	all[image.AnnotationFormat] = image.Format
+	all[image.AnnotationFormat] = format
 	return all
 }

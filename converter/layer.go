@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strconv"
@@ -99,7 +100,7 @@ func (j *job) encodeLayer(ctx context.Context, l *layer) error {
 		return err
 	}
 	l.done = converted{
-		mediaType: ociLayer + "+gzip",
+		mediaType: ociLayer + compression(j.req.Format),
 		digest:    enc.Digest.String(), diffID: enc.DiffID.String(), size: enc.Size,
 		annotations: encodedAnnotations(l.source.Digest, enc),
 	}
@@ -127,7 +128,9 @@ func (j *job) download(ctx context.Context, l *layer, spool *os.File) (encode.La
 	defer func() { _ = tar.Close() }() // only frees memory
 	sum := sha256.New()
 	both := io.TeeReader(tar, sum)
-	enc, err := encode.Encode(ctx, spool, both, j.o.Encode)
+	options := j.o.Encode
+	options.Format = j.req.Format
+	enc, err := encode.Encode(ctx, spool, both, options)
 	if err != nil {
 		return enc, j.broken(l, blob, err)
 	}
@@ -209,6 +212,10 @@ func encodedAnnotations(source string, l encode.Layer) map[string]string {
 		image.AnnotationBlobSize:         strconv.FormatInt(l.Size, 10),
 		image.AnnotationUncompressedSize: strconv.FormatInt(l.UncompressedSize, 10),
 		image.AnnotationLayerSource:      source,
+	}
+	if l.TOCChecksum != "" {
+		a[image.AnnotationStargzZstdChecksum] = l.TOCChecksum.String()
+		a[image.AnnotationStargzZstdPosition] = fmt.Sprintf("%d:%d:%d:1", l.TOCOffset, l.TOCSize, l.TOCJSONSize)
 	}
 	if l.IndexDigest != "" {
 		a[image.AnnotationIndexDigest] = l.IndexDigest.String()

@@ -1,6 +1,10 @@
 package converter
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/apparate/apparate/converter/encode"
+)
 
 // Media types (OCI image spec 1.1, "Media Types"; Docker image manifest v2,
 // schema 2).
@@ -23,6 +27,14 @@ const (
 	annotationReferenceDigest = "vnd.docker.reference.digest"
 	annotationReferenceType   = "vnd.docker.reference.type"
 )
+
+// compression is the end of the media type of layers of a format.
+func compression(f encode.Format) string {
+	if f == encode.ZstdChunked {
+		return "+zstd"
+	}
+	return "+gzip"
+}
 
 func isIndex(mediaType string) bool  { return mediaType == ociIndex || mediaType == dockerList }
 func isConfig(mediaType string) bool { return mediaType == ociConfig || mediaType == dockerConfig }

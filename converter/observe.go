@@ -117,7 +117,7 @@ func (j *job) compare() error {
 		j.seen.Reason = ReasonForced
 	case from != j.seen.SourceDigest:
 		j.seen.Reason = ReasonSourceChanged
-	case a[image.AnnotationFormat] != image.Format:
+	case a[image.AnnotationFormat] != image.FormatOf(string(j.req.Format)):
 		j.seen.Reason = ReasonFormatChanged
 	case !j.samePlatforms():
 		j.seen.Reason = ReasonPlatformsChanged

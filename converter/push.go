@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/converter/registry"
 )
 
@@ -111,7 +112,7 @@ func (j *job) pushList(ctx context.Context, n *node) (pushed, error) {
 func (j *job) pushDocument(ctx context.Context, n *node, o object, fields map[string]any, mediaType string) (pushed, error) {
 	fields["schemaVersion"] = 2
 	fields["mediaType"] = mediaType
-	fields["annotations"] = mark(n.doc.Annotations, n.Digest)
+	fields["annotations"] = mark(n.doc.Annotations, n.Digest, image.FormatOf(string(j.req.Format)))
 	for k, v := range fields {
 		if err := o.set(k, v); err != nil {
 			return pushed{}, err

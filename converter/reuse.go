@@ -10,14 +10,17 @@ import (
 // reusable is a layer of the target's previous image.
 type reusable struct{ converted }
 
-// ourLayerKeys are the annotations that a converted layer has, indexKeys those that it
-// has unless it is one that an index cannot describe.
+// ourLayerKeys are the annotations that a converted layer has, maybeKeys those that it
+// may have: of an index, unless it is a layer that none can describe, and of zstd:chunked.
 var ourLayerKeys = [...]string{
 	image.AnnotationTOCDigest, image.AnnotationTOCOffset, image.AnnotationTOCSize,
 	image.AnnotationBlobSize, image.AnnotationUncompressedSize, image.AnnotationLayerSource,
 }
 
-var indexKeys = [...]string{image.AnnotationIndexDigest, image.AnnotationIndexOffset, image.AnnotationIndexSize}
+var maybeKeys = [...]string{
+	image.AnnotationIndexDigest, image.AnnotationIndexOffset, image.AnnotationIndexSize,
+	image.AnnotationStargzZstdChecksum, image.AnnotationStargzZstdPosition,
+}
 
 // findReusable lists the layers of the image that the target tag names now, by
 // the layer that each was made from. What cannot be read is not reused: that
@@ -29,7 +32,7 @@ func (j *job) findReusable(ctx context.Context) {
 	}
 	for _, m := range j.previousImages(ctx) {
 		a := m.doc.Annotations
-		if a[image.AnnotationFormat] != image.Format || notImage(m.doc) != "" {
+		if a[image.AnnotationFormat] != image.FormatOf(string(j.req.Format)) || notImage(m.doc) != "" {
 			continue
 		}
 		raw, err := j.client.ReadBlob(ctx, j.target.Context(), m.doc.Config.Digest, m.doc.Config.Size)
@@ -59,7 +62,7 @@ func (j *job) addReusable(d *descriptor, diffID string) {
 		}
 		ours[k] = v
 	}
-	for _, k := range indexKeys {
+	for _, k := range maybeKeys {
 		if v, ok := d.Annotations[k]; ok {
 			ours[k] = v
 		}

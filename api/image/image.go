@@ -22,6 +22,20 @@ const MaxTagLength = 128
 //   - estargz/2: with a layer index behind the TOC (package layerindex)
 const Format = "estargz/2"
 
+// FormatZstd is Format for layers that are zstd:chunked.
+//
+//   - zstd:chunked/1: chunks and layer index as in estargz/2
+const FormatZstd = "zstd:chunked/1"
+
+// FormatOf returns the value of AnnotationFormat for a format by the name that people
+// give it, "estargz", "zstd:chunked" or "" for the first.
+func FormatOf(name string) string {
+	if name == "zstd:chunked" {
+		return FormatZstd
+	}
+	return Format
+}
+
 // Annotations of an accelerated manifest or index.
 const (
 	// AnnotationSourceDigest is the digest of the manifest or index that was converted.

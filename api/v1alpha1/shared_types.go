@@ -43,12 +43,16 @@ type BundleReference struct {
 }
 
 // Format is how the layers of accelerated images are written.
-// +kubebuilder:validation:Enum=estargz
+// +kubebuilder:validation:Enum=estargz;"zstd:chunked"
 type Format string
 
-// FormatEstargz is eStargz: valid tar+gzip layers with a table of contents,
-// which every runtime can pull.
-const FormatEstargz Format = "estargz"
+// The formats. Both are valid layers with a table of contents: FormatEstargz is tar+gzip,
+// which every runtime can pull, FormatZstdChunked is tar+zstd, which is quicker to
+// decompress and which containerd pulls since 1.5.
+const (
+	FormatEstargz     Format = "estargz"
+	FormatZstdChunked Format = "zstd:chunked"
+)
 
 // Platform is "os/architecture" or "os/architecture/variant".
 // +kubebuilder:validation:Pattern=`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$`

@@ -39,7 +39,7 @@ func (m *mistakes) pattern(field, p string) {
 }
 
 func (m *mistakes) format(field string, f Format) {
-	m.check(f == "" || f == FormatEstargz, field, "%q is not known: use %s", f, FormatEstargz)
+	m.check(f == "" || f == FormatEstargz || f == FormatZstdChunked, field, "%q is not known: use %s or %s", f, FormatEstargz, FormatZstdChunked)
 }
 
 func (m *mistakes) platforms(field string, all []Platform) {

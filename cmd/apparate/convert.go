@@ -12,12 +12,14 @@ import (
 	"golang.org/x/term"
 
 	"github.com/apparate/apparate/converter"
+	"github.com/apparate/apparate/converter/encode"
 )
 
 // convertFlags are the flags of "apparate convert".
 type convertFlags struct {
 	req     converter.Request
 	output  string
+	format  string
 	tempDir string
 	workers int
 }
@@ -48,6 +50,7 @@ loopback addresses may be without TLS.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.req.Target, "to", "", "name of the result (default: IMAGE's, with -apparate behind the tag)")
 	fl.StringSliceVar(&f.req.Platforms, "platform", nil, "keep only these platforms, such as linux/amd64 (default: all)")
+	fl.StringVar(&f.format, "format", string(encode.EStargz), "estargz (tar+gzip, which everything pulls) or zstd:chunked (tar+zstd, quicker to decompress)")
 	fl.StringVar(&f.output, "output", "text", "text, or json for one line of JSON for each event")
 	fl.BoolVar(&f.req.Force, "force", false, "convert again although nothing changed, and overwrite a target that apparate did not make")
 	fl.BoolVar(&f.req.PlainHTTP, "plain-http", false, "allow registries without TLS")
@@ -70,6 +73,9 @@ func runConvert(cmd *cobra.Command, f convertFlags) error {
 		f.req.Progress = show.event
 	default:
 		return usageError{fmt.Errorf("--output %q: use text or json", f.output)}
+	}
+	if f.req.Format = encode.Format(f.format); f.req.Format != encode.EStargz && f.req.Format != encode.ZstdChunked {
+		return usageError{fmt.Errorf("--format %q: use %s or %s", f.format, encode.EStargz, encode.ZstdChunked)}
 	}
 	if f.workers < 0 {
 		return usageError{fmt.Errorf("--workers %d: use a number above 0", f.workers)}

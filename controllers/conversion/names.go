@@ -19,7 +19,7 @@ import (
 func Name(s *v1alpha1.ImageConversionSpec) string {
 	platforms := slices.Sorted(slices.Values(s.Platforms))
 	hash := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%s\n%s\n%v\n",
-		image.Format, s.RegistryRef.Name, s.Repository, s.Tag, s.Digest, s.Format, platforms))
+		image.FormatOf(string(s.Format)), s.RegistryRef.Name, s.Repository, s.Tag, s.Digest, s.Format, platforms))
 	last := s.Repository[strings.LastIndexByte(s.Repository, '/')+1:]
 	return slug(last, 24) + "-" + slug(s.Tag, 24) + "-" + hex.EncodeToString(hash[:5])
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/apparate/apparate/api/v1alpha1"
 	"github.com/apparate/apparate/controllers/registry"
 	"github.com/apparate/apparate/converter"
+	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/converter/fault"
 )
 
@@ -60,7 +61,7 @@ func (p *InProcess) Run(ctx context.Context, r *v1alpha1.Registry, c *v1alpha1.I
 func RequestOf(r *v1alpha1.Registry, c *v1alpha1.ImageConversion) converter.Request {
 	req := converter.Request{
 		Source: Source(r, &c.Spec), SourceDigest: c.Spec.Digest,
-		Target: Target(r, &c.Spec), PlainHTTP: r.PlainHTTP(),
+		Target: Target(r, &c.Spec), PlainHTTP: r.PlainHTTP(), Format: encode.Format(c.Spec.Format),
 	}
 	for _, p := range c.Spec.Platforms {
 		req.Platforms = append(req.Platforms, string(p))

@@ -185,7 +185,11 @@ func (c *checker) progress(at Difference, layers int) {
 // ours say where it comes from.
 func (c *checker) marks(at Difference, acc, src *document) {
 	c.differ(at, "manifest: annotation "+image.AnnotationSourceDigest, src.digest, acc.Annotations[image.AnnotationSourceDigest])
-	c.differ(at, "manifest: annotation "+image.AnnotationFormat, image.Format, acc.Annotations[image.AnnotationFormat])
+	format := image.Format
+	if acc.Annotations[image.AnnotationFormat] == image.FormatZstd {
+		format = image.FormatZstd
+	}
+	c.differ(at, "manifest: annotation "+image.AnnotationFormat, format, acc.Annotations[image.AnnotationFormat])
 	for _, k := range slices.Sorted(maps.Keys(src.Annotations)) {
 		c.differ(at, "manifest: annotation "+k, src.Annotations[k], acc.Annotations[k])
 	}

@@ -27,7 +27,7 @@ type indexSide struct {
 // blob: an index fills the space between the TOC and the footer. Without annotations it
 // is where the footer is.
 func (l *layerCheck) findIndex() (offset int64) {
-	end := l.size - encode.FooterSize
+	end := l.footerAt
 	a := l.p.acc.Annotations
 	if a[image.AnnotationIndexDigest] == "" && a[image.AnnotationIndexOffset] == "" && a[image.AnnotationIndexSize] == "" {
 		return end
@@ -43,7 +43,7 @@ func (l *layerCheck) findIndex() (offset int64) {
 
 // openIndex reads the index that begins at offset.
 func (l *layerCheck) openIndex(offset int64) indexSide {
-	end := l.size - encode.FooterSize
+	end := l.footerAt
 	if offset == end {
 		return indexSide{}
 	}
@@ -68,7 +68,8 @@ func (l *layerCheck) openIndex(offset int64) indexSide {
 		l.differ("index", "readable", err)
 		return indexSide{}
 	}
-	l.differ("index: end of the content", l.tocOffset, r.Header.ContentEnd)
+	l.differ("index: end of the content", l.contentEnd, r.Header.ContentEnd)
+	l.differ("index: zstd", l.zstd, r.Header.Zstd)
 	return indexSide{r: r}
 }
 

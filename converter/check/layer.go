@@ -11,9 +11,9 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/klauspost/compress/gzip"
 
 	"github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/converter/encode"
@@ -45,7 +45,7 @@ func (c *checker) layer(ctx context.Context, at Difference, p pair) error {
 		return err
 	}
 	defer func() { _ = f.Close() }() // only read
-	l := &layerCheck{c: c, at: at, p: p, file: f, size: p.acc.Size}
+	l := &layerCheck{c: c, at: at, p: p, file: f, size: p.acc.Size, zstd: strings.HasSuffix(string(p.acc.MediaType), "+zstd")}
 	if !l.footer() {
 		return nil
 	}
@@ -80,15 +80,18 @@ func (c *checker) spool(ctx context.Context, d v1.Descriptor) (*os.File, error) 
 
 // layerCheck is the comparison of one layer.
 type layerCheck struct {
-	c         *checker
-	at        Difference
-	p         pair
-	file      *os.File // the accelerated layer
-	size      int64
-	tocOffset int64
-	tocEnd    int64  // where the index or the footer begins
-	entry     string // the entry being compared
-	index     indexSide
+	c    *checker
+	at   Difference
+	p    pair
+	file *os.File // the accelerated layer
+	size int64
+	zstd bool // it is zstd:chunked by its media type
+	// contentEnd, tocOffset, tocEnd and footerAt are places in the blob; the index is
+	// between the last two.
+	contentEnd, tocOffset, tocEnd, footerAt int64
+
+	entry string // the entry being compared
+	index indexSide
 }
 
 func (l *layerCheck) differ(field string, want, got any) {
@@ -100,22 +103,34 @@ func (l *layerCheck) differ(field string, want, got any) {
 // footer compares the footer with the annotations; false means that the TOC
 // cannot be found.
 func (l *layerCheck) footer() bool {
-	b := make([]byte, encode.FooterSize)
-	if l.size < encode.FooterSize {
+	size := int64(encode.FooterSize)
+	if l.zstd {
+		size = encode.ZstdFooterSize
+	}
+	if l.size < size {
 		l.differ("layer: size", "room for a footer", l.size)
 		return false
 	}
-	if _, err := l.file.ReadAt(b, l.size-encode.FooterSize); err != nil {
+	l.footerAt = l.size - size
+	b := make([]byte, size)
+	if _, err := l.file.ReadAt(b, l.footerAt); err != nil {
 		l.differ("layer: footer", "readable", err)
 		return false
 	}
-	off, err := encode.ParseFooter(b)
-	if err != nil || off > l.size-encode.FooterSize {
-		l.differ("layer: footer", "an eStargz footer", fmt.Sprintf("offset %d, %v", off, err))
-		return false
+	if l.zstd {
+		if !l.zstdFooter(b) {
+			return false
+		}
+	} else {
+		off, err := encode.ParseFooter(b)
+		if err != nil || off > l.footerAt {
+			l.differ("layer: footer", "an eStargz footer", fmt.Sprintf("offset %d, %v", off, err))
+			return false
+		}
+		l.tocOffset, l.contentEnd = off, off
+		l.tocEnd = l.findIndex()
 	}
-	l.tocOffset = off
-	l.tocEnd = l.findIndex()
+	off := l.tocOffset
 	for k, want := range map[string]string{
 		image.AnnotationTOCOffset:   strconv.FormatInt(off, 10),
 		image.AnnotationTOCSize:     strconv.FormatInt(l.tocEnd-off, 10),
@@ -135,17 +150,23 @@ func (l *layerCheck) compare(ctx context.Context, blob *registry.Blob) error {
 	}
 	defer func() { _ = zr.Close() }() // only frees memory
 	src := newTarSide(zr)
-	gz, err := gzip.NewReader(bufio.NewReaderSize(io.NewSectionReader(l.file, 0, l.size), 256<<10))
-	if err != nil {
-		l.differ("layer: compression", "gzip", err)
+	want := encode.Gzip
+	if l.zstd {
+		want = encode.Zstd
+	}
+	all, kind, err := encode.Open(bufio.NewReaderSize(io.NewSectionReader(l.file, 0, l.size), 256<<10))
+	if err != nil || kind != want {
+		l.differ("layer: compression", want, fmt.Sprintf("%s, %v", kind, err))
 		return nil
 	}
-	acc := newTarSide(gz)
-	toc, err := newTOC(l.file, l.tocOffset, l.tocEnd-l.tocOffset)
+	defer func() { _ = all.Close() }() // only frees memory
+	acc := newTarSide(all)
+	toc, err := l.newTOC()
 	if err != nil {
 		l.differ("TOC", "readable", err)
 		return nil
 	}
+	defer toc.close()
 	l.index = l.openIndex(l.tocEnd)
 	if err := l.entries(ctx, acc, src, toc); err != nil {
 		return err
@@ -168,10 +189,14 @@ func (l *layerCheck) compare(ctx context.Context, blob *registry.Blob) error {
 	l.c.report.Bytes += acc.n
 	l.differ("config: diff_id", l.p.accDiff, acc.digest())
 	l.differ("annotation "+image.AnnotationUncompressedSize, acc.n, l.p.acc.Annotations[image.AnnotationUncompressedSize])
-	l.differ("annotation "+image.AnnotationTOCDigest, acc.tocDigest, l.p.acc.Annotations[image.AnnotationTOCDigest])
 	if err := toc.end(); err != nil {
 		l.differ("TOC", "complete", err)
 	}
+	if l.zstd {
+		acc.tocDigest = toc.digest() // the tar has no TOC
+		l.zstdAnnotations(toc.n)
+	}
+	l.differ("annotation "+image.AnnotationTOCDigest, acc.tocDigest, l.p.acc.Annotations[image.AnnotationTOCDigest])
 	l.differ("TOC: digest", acc.tocDigest, toc.digest())
 	return nil
 }

@@ -11,8 +11,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/klauspost/compress/gzip"
-
 	"github.com/apparate/apparate/converter/encode"
 )
 
@@ -42,35 +40,57 @@ type tocEntry struct {
 // tocSide reads the TOC entry by entry: one of 10 million files does not fit
 // into memory.
 type tocSide struct {
-	zr     *gzip.Reader
 	body   io.Reader
 	h      hash.Hash
+	n      int64 // bytes read
 	dec    *json.Decoder
 	ahead  *tocEntry
 	users  map[int]string
 	groups map[int]string
 	m      memberReader
+	// closers free the memory of decompressors.
+	closers []io.Closer
 }
 
-// newTOC finds the beginning of the entries in the member at off.
-func newTOC(f *os.File, off, size int64) (*tocSide, error) {
-	zr, err := gzip.NewReader(io.NewSectionReader(f, off, size))
+// newTOC finds the beginning of the entries.
+func (l *layerCheck) newTOC() (*tocSide, error) {
+	in, err := newMember(l.zstd, io.NewSectionReader(l.file, l.tocOffset, l.tocEnd-l.tocOffset))
 	if err != nil {
 		return nil, err
 	}
-	zr.Multistream(false)
-	tr := tar.NewReader(zr)
-	h, err := tr.Next()
-	if err != nil {
-		return nil, err
+	t := &tocSide{h: sha256.New(), users: make(map[int]string), groups: make(map[int]string),
+		m: memberReader{f: l.file, end: l.contentEnd, zstd: l.zstd}}
+	t.closers = append(t.closers, in)
+	var body io.Reader = in
+	if !l.zstd {
+		tr := tar.NewReader(in)
+		h, err := tr.Next()
+		if err != nil {
+			return nil, err
+		}
+		if h.Name != encode.TOCName {
+			return nil, fmt.Errorf("the member of the TOC holds %q", h.Name)
+		}
+		body = tr
 	}
-	if h.Name != encode.TOCName {
-		return nil, fmt.Errorf("the member of the TOC holds %q", h.Name)
-	}
-	t := &tocSide{zr: zr, h: sha256.New(), users: make(map[int]string), groups: make(map[int]string), m: memberReader{f: f, end: off}}
-	t.body = io.TeeReader(tr, t.h)
+	t.body = io.TeeReader(body, t)
 	t.dec = json.NewDecoder(t.body)
 	return t, t.start()
+}
+
+// Write takes the bytes of the TOC as they are read.
+func (t *tocSide) Write(p []byte) (int, error) {
+	t.n += int64(len(p))
+	return t.h.Write(p)
+}
+
+// close frees memory.
+func (t *tocSide) close() {
+	for _, c := range append(t.closers, t.m.zr) {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
 }
 
 // start reads up to the first entry: {"version":1,"entries":[
@@ -189,11 +209,12 @@ func (l *layerCheck) chunks(toc *tocSide, e *tocEntry, size int64) (string, erro
 // memberReader reads chunks by their place. Chunks that share a member come one
 // after another, so it stays where it was.
 type memberReader struct {
-	f   *os.File
-	end int64 // where content ends in the blob
-	zr  *gzip.Reader
-	off int64 // of the open member
-	pos int64 // in it, uncompressed
+	f    *os.File
+	zstd bool
+	end  int64 // where content ends in the blob
+	zr   io.ReadCloser
+	off  int64 // of the open member
+	pos  int64 // in it, uncompressed
 }
 
 // chunk writes n bytes at inner of the member at off to w. A chunk has to be in
@@ -203,11 +224,13 @@ func (m *memberReader) chunk(w io.Writer, off, inner, n int64) error {
 		if off < 0 || off >= m.end {
 			return fmt.Errorf("offset %d is not in the content", off)
 		}
-		zr, err := gzip.NewReader(io.NewSectionReader(m.f, off, m.end-off))
+		if m.zr != nil {
+			_ = m.zr.Close() // only frees memory
+		}
+		zr, err := newMember(m.zstd, io.NewSectionReader(m.f, off, m.end-off))
 		if err != nil {
 			return err
 		}
-		zr.Multistream(false)
 		m.zr, m.off, m.pos = zr, off, 0
 	}
 	skipped, err := io.CopyN(io.Discard, m.zr, inner-m.pos)

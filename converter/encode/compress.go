@@ -6,6 +6,20 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
+// members compresses members.
+type members interface {
+	// compress sets out to the member of raw.
+	compress(out *bytes.Buffer, raw []byte) error
+}
+
+func newMembers(o Options) (members, error) {
+	if o.Format == ZstdChunked {
+		zw, err := newZstd(nil, o.Level)
+		return zstdMembers{zw}, err
+	}
+	return newCompressor(o.Level)
+}
+
 // compressor makes gzip members.
 type compressor struct {
 	zw *gzip.Writer

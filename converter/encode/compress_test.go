@@ -36,6 +36,14 @@ func TestFrequentBytes(t *testing.T) {
 	if got.Len() > best.Len()*102/100 {
 		t.Errorf("%d bytes take %d, and %d at the best level", len(raw), got.Len(), best.Len())
 	}
+	frames, err := newMembers(Options{Format: ZstdChunked, Level: DefaultLevel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var frame bytes.Buffer
+	if err := frames.compress(&frame, raw); err != nil || frame.Len() > best.Len()*102/100 {
+		t.Errorf("%d bytes take %d in a zstd frame, %v", len(raw), frame.Len(), err)
+	}
 	zr, err := gzip.NewReader(&got)
 	if err != nil {
 		t.Fatal(err)

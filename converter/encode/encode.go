@@ -1,4 +1,4 @@
-// Package encode turns a layer's tar stream into an eStargz layer: a valid
+// Package encode turns a layer's tar stream into an eStargz or zstd:chunked layer: a valid
 // tar+gzip that any runtime can pull whole, and that a reader with the table of
 // contents (TOC) can use piece by piece. The same tar and the same [Options]
 // always give the same bytes, whatever the machine or the number of workers.
@@ -15,6 +15,14 @@
 // directory of small files is then one request and compresses well. A run of
 // headers without content (directories, links) is cut into members of its own
 // when it gets long; readers see them as the tail of the member before.
+//
+// zstd:chunked is the same with zstd frames for members. The TOC, the index and the footer
+// are in skippable frames behind the end of the tar, which the TOC is no part of:
+//
+//	...[tail headers][tar end][TOC][index][footer]
+//
+// It is written as stargz-snapshotter does it, whose dialect has a label for nodes.
+// containers/storage pulls it whole: it refuses manifests with both dialects' annotations.
 //
 // The index says what the TOC says once more, for our own nodes (package
 // layerindex). Its members are empty: the tar does not have it.
@@ -59,23 +67,25 @@ const (
 	// DefaultGroupSize is how much a reader of one small file may have to fetch
 	// and decompress, in uncompressed bytes.
 	DefaultGroupSize = 128 << 10
-	// DefaultLevel is the gzip level.
+	// DefaultLevel is the level of gzip and zstd.
 	DefaultLevel = 6
 )
 
 // maxChunkSize keeps the fixed number of members within reasonable memory.
 const maxChunkSize = 64 << 20
 
-// Options say how a layer is cut and compressed. ChunkSize, GroupSize and Level
+// Options say how a layer is cut and compressed. Format, ChunkSize, GroupSize and Level
 // change the bytes of the result; Workers and TempDir do not.
 type Options struct {
+	// Format is how the layer is written; empty means EStargz.
+	Format Format
 	// ChunkSize is how many bytes of a file a chunk holds at most.
 	// 0 means DefaultChunkSize.
 	ChunkSize int64
 	// GroupSize is how many uncompressed bytes, headers included, files share a
 	// member. 0 means DefaultGroupSize; negative gives every file its own.
 	GroupSize int64
-	// Level is the gzip level, 1 to 9. 0 means DefaultLevel.
+	// Level is the gzip level, 1 to 9, or that of zstd. 0 means DefaultLevel.
 	Level int
 	// Workers is how many members are compressed at once. 0 means GOMAXPROCS.
 	Workers int
@@ -93,6 +103,10 @@ type Layer struct {
 	// TOCOffset and TOCSize say where in the blob the compressed TOC is; the
 	// index and the footer follow it.
 	TOCOffset, TOCSize int64
+	// TOCChecksum is the SHA-256 of the compressed TOC, TOCJSONSize its length in bytes
+	// without compression; of a zstd:chunked layer only, whose manifest has them.
+	TOCChecksum digest.Digest `json:",omitempty"`
+	TOCJSONSize int64         `json:",omitempty"`
 	// IndexDigest is the SHA-256 of the layer index, IndexOffset and IndexSize say where
 	// in the blob its members are. All are zero for a layer that an index cannot
 	// describe: nodes use the TOC then.
@@ -102,7 +116,7 @@ type Layer struct {
 	Entries int
 }
 
-// Encode reads the uncompressed tar and writes the eStargz layer to dst.
+// Encode reads the uncompressed tar and writes the layer to dst.
 //
 // The error is an [*UnsupportedError] where a TOC cannot express the archive,
 // and a [*CorruptError] where the archive is broken. Errors of dst and of the
@@ -154,12 +168,14 @@ func (o *Options) complete() error {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	switch {
+	case o.Format != "" && o.Format != EStargz && o.Format != ZstdChunked:
+		return fmt.Errorf("format %q is not known: use %s or %s", o.Format, EStargz, ZstdChunked)
 	case o.ChunkSize < 1 || o.ChunkSize > maxChunkSize:
 		return fmt.Errorf("chunk size %d is not between 1 and %d", o.ChunkSize, maxChunkSize)
 	case o.GroupSize > maxChunkSize:
 		return fmt.Errorf("group size %d is above %d", o.GroupSize, maxChunkSize)
 	case o.Level < gzip.BestSpeed || o.Level > gzip.BestCompression:
-		return fmt.Errorf("gzip level %d is not between %d and %d", o.Level, gzip.BestSpeed, gzip.BestCompression)
+		return fmt.Errorf("level %d is not between %d and %d", o.Level, gzip.BestSpeed, gzip.BestCompression)
 	case o.Workers < 0:
 		return fmt.Errorf("%d workers", o.Workers)
 	}

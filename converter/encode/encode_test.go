@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 
@@ -38,6 +39,10 @@ func encoded(t testing.TB, src []byte, o Options) ([]byte, Layer) {
 
 func checkLayer(t testing.TB, blob []byte, l Layer) {
 	t.Helper()
+	if l.TOCChecksum != "" {
+		checkZstdLayer(t, blob, l)
+		return
+	}
 	plain := gunzip(t, blob)
 	toc := gunzip(t, blob[l.TOCOffset:l.TOCOffset+l.TOCSize])[blockSize:]
 	for _, c := range []struct {
@@ -58,14 +63,20 @@ func checkLayer(t testing.TB, blob []byte, l Layer) {
 	if off, err := ParseFooter(blob[len(blob)-FooterSize:]); err != nil || off != l.TOCOffset {
 		t.Errorf("footer says %d, %v; want %d", off, err, l.TOCOffset)
 	}
+	checkIndex(t, blob, l, l.TOCOffset+l.TOCSize)
+}
+
+// checkIndex checks the index, which is to be at offset.
+func checkIndex(t testing.TB, blob []byte, l Layer, offset int64) {
+	t.Helper()
 	if l.IndexDigest == "" {
 		if l.IndexSize != 0 || l.IndexOffset != 0 {
 			t.Errorf("an index at %d+%d without digest", l.IndexOffset, l.IndexSize)
 		}
 		return
 	}
-	if l.IndexOffset != l.TOCOffset+l.TOCSize {
-		t.Errorf("the index is at %d, the TOC ends at %d", l.IndexOffset, l.TOCOffset+l.TOCSize)
+	if l.IndexOffset != offset {
+		t.Errorf("the index is at %d, the TOC ends at %d", l.IndexOffset, offset)
 	}
 	payload, err := layerindex.Payload(bytes.Clone(blob[l.IndexOffset : l.IndexOffset+l.IndexSize]))
 	if err != nil || digest.FromBytes(payload) != l.IndexDigest {
@@ -129,7 +140,7 @@ func readTar(t testing.TB, b []byte) []seen {
 func checkEstargz(t testing.TB, blob []byte, l Layer, src []byte) {
 	t.Helper()
 	sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
-	r, err := estargz.Open(sr)
+	r, err := estargz.Open(sr, estargz.WithDecompressors(new(zstdchunked.Decompressor)))
 	if err != nil {
 		t.Fatalf("estargz.Open: %v", err)
 	}
@@ -237,6 +248,7 @@ func TestEverythingIsReadByStargz(t *testing.T) {
 	for name, o := range map[string]Options{
 		"default": {}, "no groups": {GroupSize: -1}, "tiny chunks": {ChunkSize: 9000, GroupSize: 300},
 		"groups above chunks": {ChunkSize: 20000, GroupSize: 64 << 10}, "fast": {Level: 1, Workers: 7},
+		"zstd": {Format: ZstdChunked}, "zstd tiny": {Format: ZstdChunked, ChunkSize: 9000, GroupSize: 300}, "zstd fast": {Format: ZstdChunked, Level: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			blob, l := encoded(t, src, o)
@@ -298,16 +310,18 @@ func TestGroupsAreRefusedByVerifyTOC(t *testing.T) {
 
 func TestSameBytesEveryTime(t *testing.T) {
 	src := makeTar(t, everything()...)
-	want, wl := encoded(t, src, Options{Workers: 1})
-	for _, workers := range []int{2, 5, 16} {
-		var out bytes.Buffer
-		// A reader that gives odd pieces must not matter either.
-		l, err := Encode(context.Background(), &out, &dribble{b: src}, Options{Workers: workers})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if l != wl || !bytes.Equal(out.Bytes(), want) {
-			t.Errorf("%d workers give other bytes", workers)
+	for _, format := range []Format{EStargz, ZstdChunked} {
+		want, wl := encoded(t, src, Options{Workers: 1, Format: format})
+		for _, workers := range []int{2, 5, 16} {
+			var out bytes.Buffer
+			// A reader that gives odd pieces must not matter either.
+			l, err := Encode(context.Background(), &out, &dribble{b: src}, Options{Workers: workers, Format: format})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l != wl || !bytes.Equal(out.Bytes(), want) {
+				t.Errorf("%s: %d workers give other bytes", format, workers)
+			}
 		}
 	}
 }
@@ -473,7 +487,7 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	for _, o := range []Options{{ChunkSize: -1}, {ChunkSize: 1 << 40}, {GroupSize: 1 << 40}, {Level: 10}, {Level: -2}, {Workers: -1}} {
+	for _, o := range []Options{{ChunkSize: -1}, {ChunkSize: 1 << 40}, {GroupSize: 1 << 40}, {Level: 10}, {Level: -2}, {Workers: -1}, {Format: "zip"}} {
 		if _, err := Encode(context.Background(), io.Discard, bytes.NewReader(nil), o); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

@@ -18,6 +18,7 @@ func FuzzEncode(f *testing.F) {
 	}
 	f.Add(makeTar(f, weird[:35]...), uint16(200), uint16(300))
 	f.Add(makeTar(f, reg("a", noise(1, 3000)), link("b", "a"), symlink("c", "b"), dir("d"), reg(PrefetchLandmark, []byte{0xf}), reg("e", []byte("e"))), uint16(1024), uint16(1024))
+	f.Add(makeTar(f, weird[:35]...), uint16(201), uint16(300))
 	f.Add(retype(makeTar(f, ent{tar.Header{Typeflag: tar.TypeReg, Name: "s", Format: tar.FormatGNU}, nil}), tar.TypeGNUSparse), uint16(1), uint16(0))
 	f.Add(makeTar(f, ent{tar.Header{Typeflag: tar.TypeReg, Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, nil}), uint16(512), uint16(512))
 	f.Fuzz(func(t *testing.T, src []byte, chunk, group uint16) {
@@ -33,6 +34,9 @@ func FuzzEncode(f *testing.F) {
 		}
 		var out bytes.Buffer
 		o := Options{ChunkSize: int64(chunk) + 64, GroupSize: int64(group) - 1, Workers: 2, Level: 1}
+		if chunk%2 == 1 {
+			o.Format = ZstdChunked
+		}
 		l, err := Encode(context.Background(), &out, bytes.NewReader(src), o)
 		if err != nil {
 			var u *UnsupportedError
@@ -55,6 +59,18 @@ func FuzzParseFooter(f *testing.F) {
 		off, err := ParseFooter(b)
 		if err == nil && (off < 0 || !bytes.Equal(Footer(off), b)) {
 			t.Errorf("%x was taken for a footer with offset %d", b, off)
+		}
+	})
+}
+
+func FuzzParseZstdFooter(f *testing.F) {
+	f.Add(ZstdFooter(0, 0, 0))
+	f.Add(ZstdFooter(1<<40, 1<<20, 1<<23))
+	f.Add(make([]byte, ZstdFooterSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		off, size, length, err := ParseZstdFooter(b)
+		if err == nil && (off < 0 || off+size < 0 || !bytes.Equal(ZstdFooter(off, size, length), b)) {
+			t.Errorf("%x was taken for a footer of %d+%d", b, off, size)
 		}
 	})
 }

@@ -10,7 +10,7 @@ import (
 // goes on in a member of its own.
 const tailSize = 64 << 10
 
-// member is one gzip member on its way through the pipeline.
+// member is one gzip member or zstd frame on its way through the pipeline.
 type member struct {
 	raw   []byte // the tar's bytes
 	out   bytes.Buffer
@@ -44,7 +44,7 @@ type pipeline struct {
 	free  chan *member
 	work  chan *member
 	order chan *member
-	level int
+	o     Options
 }
 
 func newPipeline(ctx context.Context, o Options) *pipeline {
@@ -55,7 +55,7 @@ func newPipeline(ctx context.Context, o Options) *pipeline {
 		free:  make(chan *member, n),
 		work:  make(chan *member, n),
 		order: make(chan *member, n),
-		level: o.Level,
+		o:     o,
 	}
 	for range n {
 		p.free <- &member{done: make(chan struct{}, 1)}
@@ -87,7 +87,7 @@ func (p *pipeline) end() {
 
 // compress is a worker. It ends with the work, or with the context.
 func (p *pipeline) compress() error {
-	c, err := newCompressor(p.level)
+	c, err := newMembers(p.o)
 	if err != nil {
 		return err
 	}

@@ -134,6 +134,9 @@ func (s *sink) list(e *entry, chunks []entry) error {
 
 // finish writes the TOC, the index and the footer, and tells what came of it.
 func (s *sink) finish() (Layer, error) {
+	if s.o.Format == ZstdChunked {
+		return s.finishZstd()
+	}
 	tocOffset := s.off
 	tocDigest, err := s.toc.end()
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/apparate/apparate/api/image"
 	api "github.com/apparate/apparate/api/profile"
+	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/converter/fault"
 	"github.com/apparate/apparate/converter/profile"
 	"github.com/apparate/apparate/converter/registry"
@@ -36,7 +37,14 @@ var (
 func theImage() [][]file { return [][]file{{big, small1, unread, small2}, {top}} }
 
 func TestMakeAndFind(t *testing.T) {
+	for _, format := range []encode.Format{encode.EStargz, encode.ZstdChunked} {
+		t.Run(string(format), func(t *testing.T) { testMakeAndFind(t, format) })
+	}
+}
+
+func testMakeAndFind(t *testing.T, format encode.Format) {
 	l := newLab(t)
+	l.format = format
 	ref, _ := l.convert(theImage()...)
 	order := []file{top, small2, big, small1}
 	made, err := profile.Make(t.Context(), l.client, ref, []api.Sample{sample(ref, 0, order...)}, profile.Options{})

@@ -20,6 +20,7 @@ import (
 
 	api "github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/converter"
+	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/converter/profile"
 	"github.com/apparate/apparate/converter/registry"
 	"github.com/apparate/apparate/test/images"
@@ -33,6 +34,7 @@ type lab struct {
 	t      testing.TB
 	host   string
 	client *registry.Client
+	format encode.Format // of converted images
 }
 
 func newLabAt(t testing.TB, host string) *lab {
@@ -126,7 +128,7 @@ func (l *lab) convert(layers ...[]file) (name.Digest, []converter.Event) {
 	var mu sync.Mutex
 	var events []converter.Event
 	res, err := converter.New(converter.Options{TempDir: l.t.TempDir(), RetryWait: time.Millisecond}).Convert(l.t.Context(), converter.Request{
-		Source: tag.String(), Progress: func(e converter.Event) {
+		Source: tag.String(), Format: l.format, Progress: func(e converter.Event) {
 			mu.Lock()
 			defer mu.Unlock()
 			events = append(events, e)

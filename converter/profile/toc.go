@@ -3,6 +3,7 @@ package profile
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,8 +13,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-
-	"github.com/klauspost/compress/gzip"
 
 	"github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/converter/encode"
@@ -91,21 +90,27 @@ type tocReader struct {
 // read reads a compressed TOC that has the digest.
 func (t *tocReader) read(r io.Reader, digest string) (map[[32]byte]Place, error) {
 	t.found = make(map[[32]byte]Place)
-	zr, err := gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
+	in := bufio.NewReaderSize(r, 64<<10)
+	head, _ := in.Peek(len(zstdMagic)) // what is shorter is no gzip either
+	zr, err := decompress(in)
 	if err != nil {
 		return nil, err
 	}
-	zr.Multistream(false)
-	tr := tar.NewReader(zr)
-	h, err := tr.Next()
-	if err != nil {
-		return nil, err
-	}
-	if h.Name != encode.TOCName || h.Size > maxTOCJSON {
-		return nil, fmt.Errorf("it holds %q, of %d bytes", h.Name, h.Size)
+	defer func() { _ = zr.Close() }() // only frees memory
+	text := io.LimitReader(zr, maxTOCJSON)
+	if !bytes.Equal(head, zstdMagic) { // in eStargz, the JSON is in a tar
+		tr := tar.NewReader(zr)
+		h, err := tr.Next()
+		if err != nil {
+			return nil, err
+		}
+		if h.Name != encode.TOCName || h.Size > maxTOCJSON {
+			return nil, fmt.Errorf("it holds %q, of %d bytes", h.Name, h.Size)
+		}
+		text = tr
 	}
 	sum := sha256.New()
-	body := &stepReader{r: io.TeeReader(tr, sum)}
+	body := &stepReader{r: io.TeeReader(text, sum)}
 	dec := json.NewDecoder(body)
 	if err := t.entries(dec, func() { body.step = dec.InputOffset() }); err != nil {
 		return nil, err

@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/converter/encode"
@@ -61,6 +63,10 @@ func TestTOC(t *testing.T) {
 	got, err := r.read(bytes.NewReader(tocMember(t, encode.TOCName, json)), digestOf(json))
 	if err != nil {
 		t.Fatal(err)
+	}
+	z := tocReader{end: 1000, wanted: everything, names: true}
+	if chunked, err := z.read(bytes.NewReader(zstdFrame(t, json)), digestOf(json)); err != nil || !reflect.DeepEqual(chunked, got) {
+		t.Errorf("of zstd:chunked: %v, %v", chunked, err)
 	}
 	want := map[[32]byte]Place{
 		sha256.Sum256([]byte("1")): {Size: 300, Name: "f", offset: 10, end: 90},
@@ -125,6 +131,16 @@ func FuzzTOC(f *testing.F) {
 	})
 }
 
+// zstdFrame compresses text.
+func zstdFrame(t testing.TB, text string) []byte {
+	t.Helper()
+	zw, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zw.EncodeAll([]byte(text), nil)
+}
+
 // Members that are not what the TOC says are errors, and chunks may overlap.
 func TestUnpack(t *testing.T) {
 	content := []byte("0123456789")
@@ -136,11 +152,18 @@ func TestUnpack(t *testing.T) {
 	if err := zw.Close(); err != nil {
 		t.Fatal(err)
 	}
+	testUnpack(t, b.Bytes())
+	testUnpack(t, zstdFrame(t, string(content)))
+}
+
+// testUnpack unpacks a member with ten digits.
+func testUnpack(t *testing.T, packed []byte) {
+	t.Helper()
 	at := func(inner, size int64, as string) *piece {
 		return &piece{Planned: Planned{Sum: sha256.Sum256([]byte(as)), Size: size}, place: Place{inner: inner, Size: size}}
 	}
 	m := member{pieces: []*piece{at(2, 5, "23456"), at(2, 8, "23456789"), at(4, 1, "4")}}
-	if err := m.unpack(append(b.Bytes(), "behind"...)); err != nil {
+	if err := m.unpack(append(bytes.Clone(packed), "behind"...)); err != nil {
 		t.Fatal(err)
 	}
 	if string(m.pieces[1].content) != "23456789" || string(m.pieces[2].content) != "4" {
@@ -148,11 +171,11 @@ func TestUnpack(t *testing.T) {
 	}
 	for name, p := range map[string]*piece{"other content": at(2, 5, "x"), "beyond the end": at(6, 5, "6789"), "far beyond": at(600, 5, "6789")} {
 		bad := member{pieces: []*piece{p}}
-		if bad.unpack(b.Bytes()) == nil {
+		if bad.unpack(packed) == nil {
 			t.Errorf("%s: unpacked", name)
 		}
 	}
-	if bad := (member{pieces: []*piece{at(2, 5, "23456")}}); bad.unpack(b.Bytes()[:8]) == nil || bad.unpack(nil) == nil {
+	if bad := (member{pieces: []*piece{at(2, 5, "23456")}}); bad.unpack(packed[:8]) == nil || bad.unpack(nil) == nil {
 		t.Error("a member that is cut short was unpacked")
 	}
 }

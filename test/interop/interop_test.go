@@ -89,31 +89,34 @@ func cases(t *testing.T) map[string]testCase {
 // with overlayfs, and is the unpacked tree.
 func TestPeerMountsOurImages(t *testing.T) {
 	for name, c := range cases(t) {
-		t.Run(name, func(t *testing.T) {
-			reg := registry.New(t)
-			ref := tree.Accelerate(t, reg, name+":v1", c.img)
-			over := tree.Overlay(t, startPeer(t).mount(t, ref))
-			began := time.Now().Add(-time.Second)
-			want := tree.Unpacked(t, c.img, true)
-			got, err := tree.Walk(over)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for p, attr := range c.limits.trusted {
-				if _, ok := got[p].Xattrs[attr]; !ok {
-					t.Errorf("%s: no %s, which was a limit of the peer", p, attr)
-				}
-				delete(got[p].Xattrs, attr)
-			}
-			// The root of a container is its own, new directory.
-			skip := append(tree.UnpackTimes(want, got, began), ". mtime")
-			for _, p := range c.limits.clock {
-				skip = append(skip, p+" mtime")
-			}
-			if diffs := tree.Diff(want, got, skip...); !slices.Equal(diffs, c.limits.lines) {
-				t.Errorf("differences to the unpacked tree are\n%s\nwant\n%s", strings.Join(diffs, "\n"), strings.Join(c.limits.lines, "\n"))
-			}
-		})
+		t.Run(name, func(t *testing.T) { peerMounts(t, name, c, encode.EStargz) })
+		t.Run(name+" in zstd:chunked", func(t *testing.T) { peerMounts(t, name, c, encode.ZstdChunked) })
+	}
+}
+
+func peerMounts(t *testing.T, name string, c testCase, format encode.Format) {
+	t.Helper()
+	ref := tree.AccelerateAs(t, registry.New(t), name+":v1", c.img, format)
+	over := tree.Overlay(t, startPeer(t).mount(t, ref))
+	began := time.Now().Add(-time.Second)
+	want := tree.Unpacked(t, c.img, true)
+	got, err := tree.Walk(over)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, attr := range c.limits.trusted {
+		if _, ok := got[p].Xattrs[attr]; !ok {
+			t.Errorf("%s: no %s, which was a limit of the peer", p, attr)
+		}
+		delete(got[p].Xattrs, attr)
+	}
+	// The root of a container is its own, new directory.
+	skip := append(tree.UnpackTimes(want, got, began), ". mtime")
+	for _, p := range c.limits.clock {
+		skip = append(skip, p+" mtime")
+	}
+	if diffs := tree.Diff(want, got, skip...); !slices.Equal(diffs, c.limits.lines) {
+		t.Errorf("differences to the unpacked tree are\n%s\nwant\n%s", strings.Join(diffs, "\n"), strings.Join(c.limits.lines, "\n"))
 	}
 }
 

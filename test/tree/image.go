@@ -16,6 +16,7 @@ import (
 
 	"github.com/apparate/apparate/api/image"
 	"github.com/apparate/apparate/converter"
+	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/test/registry"
 )
 
@@ -36,8 +37,14 @@ func Push(t testing.TB, reg *registry.Registry, repo string, img v1.Image) strin
 // reference of the accelerated image.
 func Accelerate(t testing.TB, reg *registry.Registry, repo string, img v1.Image) string {
 	t.Helper()
+	return AccelerateAs(t, reg, repo, img, encode.EStargz)
+}
+
+// AccelerateAs is Accelerate to a format.
+func AccelerateAs(t testing.TB, reg *registry.Registry, repo string, img v1.Image, format encode.Format) string {
+	t.Helper()
 	ref := Push(t, reg, repo, img)
-	if _, err := converter.New(converter.Options{}).Convert(t.Context(), converter.Request{Source: ref}); err != nil {
+	if _, err := converter.New(converter.Options{}).Convert(t.Context(), converter.Request{Source: ref, Format: format}); err != nil {
 		t.Fatal(err)
 	}
 	return ref + image.Suffix

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/apparate/apparate/converter/encode"
 	"github.com/apparate/apparate/snapshotter/toc"
 	"github.com/apparate/apparate/test/images"
 	"github.com/apparate/apparate/test/registry"
@@ -20,38 +23,42 @@ const timeout = 2 * time.Minute
 // overlay, read by many at once.
 func TestMountedEqualsUnpacked(t *testing.T) {
 	for name, img := range lazyImages(t) {
-		t.Run(name, func(t *testing.T) {
-			reg := registry.New(t)
-			lazy := StartLazy(t, timeout, nil)
-			dir := lazy.Mount(t, Accelerate(t, reg, name+":v1", img))
-
-			began := time.Now().Add(-time.Second)
-			want := Unpacked(t, img, false)
-			got, err := Walk(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			report(t, Diff(want, got, UnpackTimes(want, got, began)...))
-
-			want = Unpacked(t, img, true)
-			over := Overlay(t, dir)
-			var wg sync.WaitGroup
-			for range 4 {
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					got, err := Walk(over)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					// The root of a container is its own, new directory.
-					report(t, Diff(want, got, append(UnpackTimes(want, got, began), ". mtime")...))
-				}()
-			}
-			wg.Wait()
-		})
+		t.Run(name, func(t *testing.T) { mountedEqualsUnpacked(t, name, img, encode.EStargz) })
+		t.Run(name+" in zstd:chunked", func(t *testing.T) { mountedEqualsUnpacked(t, name, img, encode.ZstdChunked) })
 	}
+}
+
+func mountedEqualsUnpacked(t *testing.T, name string, img v1.Image, format encode.Format) {
+	t.Helper()
+	reg := registry.New(t)
+	lazy := StartLazy(t, timeout, nil)
+	dir := lazy.Mount(t, AccelerateAs(t, reg, name+":v1", img, format))
+
+	began := time.Now().Add(-time.Second)
+	want := Unpacked(t, img, false)
+	got, err := Walk(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, Diff(want, got, UnpackTimes(want, got, began)...))
+
+	want = Unpacked(t, img, true)
+	over := Overlay(t, dir)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			got, err := Walk(over)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			// The root of a container is its own, new directory.
+			report(t, Diff(want, got, append(UnpackTimes(want, got, began), ". mtime")...))
+		}()
+	}
+	wg.Wait()
 }
 
 // Names that are not UTF-8 have no place in a TOC: the layer stays an ordinary
