@@ -78,7 +78,12 @@ func BenchmarkMiss(b *testing.B) {
 
 // BenchmarkFetch is background work; MB/s are of content.
 func BenchmarkFetch(b *testing.B) {
-	w := build(b, plan{files: []int64{benchSize}, chunk: 256 << 10})
+	b.Run("gzip", func(b *testing.B) { benchmarkFetch(b, false) })
+	b.Run("zstd", func(b *testing.B) { benchmarkFetch(b, true) })
+}
+
+func benchmarkFetch(b *testing.B, zstd bool) {
+	w := build(b, plan{files: []int64{benchSize}, chunk: 256 << 10, zstd: zstd})
 	l, c := onDisk(b, w)
 	b.SetBytes(benchSize)
 	b.ReportAllocs()
