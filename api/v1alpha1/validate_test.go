@@ -33,6 +33,7 @@ func TestValidate(t *testing.T) {
 		{rule(func(s *AccelerationRuleSpec) { s.Trigger.Repository = "(" }), "spec.trigger.repository"},
 		{rule(func(s *AccelerationRuleSpec) { s.Trigger.Tag = strings.Repeat("a", 513) }), "spec.trigger.tag"},
 		{rule(func(s *AccelerationRuleSpec) { s.Trigger.RegistryRef.Name = "" }), "spec.trigger.registryRef.name"},
+		{rule(func(s *AccelerationRuleSpec) { s.Conversion.Format = FormatZstdChunked }), ""},
 		{rule(func(s *AccelerationRuleSpec) { s.Conversion.Format = "zip" }), "spec.conversion.format"},
 		{rule(func(s *AccelerationRuleSpec) { s.Conversion.Platforms = []Platform{"linux/arm64/v8", "linux"} }), "spec.conversion.platforms[1]"},
 		{registry(func(s *RegistrySpec) { s.Endpoint = "http://[::1]:5000" }), ""},
