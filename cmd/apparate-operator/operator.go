@@ -11,8 +11,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
+	api "github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/controllers/operator"
-	"github.com/apparate/apparate/controllers/profile"
 )
 
 // flags are those of the operator that are no options of it.
@@ -44,7 +44,7 @@ Outside of a cluster it takes the current context of the kubeconfig.`,
 	fl.StringVar(&o.NotificationCert, "notification-cert", "", "PEM certificate for TLS on that endpoint")
 	fl.StringVar(&o.NotificationKey, "notification-key", "", "PEM key of that certificate")
 	fl.StringVar(&o.Samples.Address, "samples-address", o.Samples.Address, "host:port at which nodes hand over samples of starts, for profiles; 0 serves none")
-	fl.StringVar(&o.Samples.Account, "samples-account", "", "namespace/name of the service account of the nodes' pods, whose token for the audience "+profile.Audience+" comes with each sample")
+	fl.StringVar(&o.Samples.Account, "samples-account", "", "namespace/name of the service account of the nodes' pods, whose token for the audience "+api.SamplesAudience+" comes with each sample")
 	fl.StringVar(&o.Samples.Cert, "samples-cert", "", "PEM certificate for TLS at that address")
 	fl.StringVar(&o.Samples.Key, "samples-key", "", "PEM key of that certificate")
 	fl.BoolVar(&o.LeaderElect, "leader-elect", o.LeaderElect, "let one of several replicas work")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	api "github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/snapshotter/agent"
 	"github.com/apparate/apparate/snapshotter/host"
 	"github.com/apparate/apparate/snapshotter/kubeapi"
@@ -108,7 +109,7 @@ the last container that was started lazily has gone.`,
 	f.BoolVar(&c.podCredentials, "pod-credentials", false, "use the pull secrets of this node's pods and their service accounts")
 	f.BoolVar(&c.startupTaint, "startup-taint", false, "take the taint "+agent.Taint+" off the node when lazy images work, or are known not to")
 	f.StringVar(&c.samples.Service, "samples-service", "", "namespace/name of the operator's service that takes samples of starts; empty: they stay here, for 'apparate profile record'")
-	f.StringVar(&c.samples.Token, "samples-token", "", "file in the pod with a token for it, of the audience "+agent.SamplesAudience)
+	f.StringVar(&c.samples.Token, "samples-token", "", "file in the pod with a token for it, of the audience "+api.SamplesAudience)
 	f.StringVar(&c.samples.CA, "samples-ca", "", "file in the pod with the certificates (PEM) by which it is trusted; empty: plain HTTP")
 	cmd.AddCommand(newNodeCheckCommand(), newNodeInstallCommand(), newNodeUninstallCommand(), newNodeBootCommand(), newNodeRetireCommand(), newNodeRemoveAllCommand())
 	return cmd

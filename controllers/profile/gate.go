@@ -12,11 +12,9 @@ import (
 	"golang.org/x/time/rate"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/types"
-)
 
-// Audience is what the agents' tokens are for: a token that is good for the API server
-// is none of ours, and ours is good for nothing else.
-const Audience = "apparate"
+	api "github.com/apparate/apparate/api/profile"
+)
 
 // Bounds of asking for whose a token is.
 const (
@@ -32,7 +30,7 @@ const (
 // Errors of a Gate; others may pass.
 var (
 	// ErrStranger is a token that is not that of a node's agent.
-	ErrStranger = errors.New("not the token of a node's agent, for the audience " + Audience)
+	ErrStranger = errors.New("not the token of a node's agent, for the audience " + api.SamplesAudience)
 	// ErrTooMany says that too many unknown tokens came at once.
 	ErrTooMany = errors.New("too many tokens that were not seen before: try again")
 )
@@ -109,14 +107,14 @@ func (g *Gate) note(id [sha256.Size]byte, p pass) {
 
 // ask asks the API server; "" is a stranger.
 func (g *Gate) ask(ctx context.Context, token string) (string, error) {
-	r := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{Audience}}}
+	r := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{api.SamplesAudience}}}
 	if err := g.Review(ctx, r); err != nil {
 		return "", fmt.Errorf("asking whose a token is: %w", err)
 	}
 	s := r.Status
 	want := "system:serviceaccount:" + g.Account.Namespace + ":" + g.Account.Name
 	// A server that knows no audiences answers without any.
-	if !s.Authenticated || s.User.Username != want || !slices.Contains(s.Audiences, Audience) {
+	if !s.Authenticated || s.User.Username != want || !slices.Contains(s.Audiences, api.SamplesAudience) {
 		return "", nil
 	}
 	for _, key := range []string{"authentication.kubernetes.io/node-name", "authentication.kubernetes.io/pod-name"} {

@@ -20,14 +20,10 @@ import (
 	"github.com/apparate/apparate/controllers/serve"
 )
 
-// Path is where agents send samples.
-const Path = "/v1/samples"
-
 // Bounds of what is taken from an agent.
 const (
-	// MaxBody is the largest body as it is sent, MaxSample the largest sample as JSON,
-	// in bytes: what api/profile allows of chunks fits.
-	MaxBody   = 4 << 20
+	// MaxSample is the largest sample as JSON, in bytes: what api/profile allows of
+	// chunks fits.
 	MaxSample = 8 << 20
 	// A node may send so many samples at once and so many a second: its daemon keeps 64.
 	nodeBurst   = 80
@@ -106,7 +102,7 @@ type Receiver struct {
 func (r *Receiver) Serve(ctx context.Context, s *serve.Server) error {
 	s.What, s.Slow, s.Work = "samples", slow, workLimit
 	mux := http.NewServeMux()
-	mux.Handle(Path, r)
+	mux.Handle(api.SamplesPath, r)
 	return s.Run(ctx, mux)
 }
 
@@ -191,7 +187,7 @@ func (r *Receiver) mayNode(node string) bool {
 
 // decode reads the sample of a request, of which nothing is believed.
 func decode(w http.ResponseWriter, req *http.Request) (*api.Sample, Verdict, error) {
-	body := io.Reader(http.MaxBytesReader(w, req.Body, MaxBody))
+	body := io.Reader(http.MaxBytesReader(w, req.Body, api.MaxSampleBody))
 	switch encoding := req.Header.Get("Content-Encoding"); encoding {
 	case "gzip":
 		z, err := gzip.NewReader(body)
@@ -207,7 +203,7 @@ func decode(w http.ResponseWriter, req *http.Request) (*api.Sample, Verdict, err
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large), len(text) > MaxSample:
-		return nil, Oversized, fmt.Errorf("a sample has at most %d bytes, and %d as it is sent", MaxSample, MaxBody)
+		return nil, Oversized, fmt.Errorf("a sample has at most %d bytes, and %d as it is sent", MaxSample, api.MaxSampleBody)
 	case err != nil:
 		return nil, Malformed, errors.New("the body broke off, or is not compressed as it says")
 	}

@@ -79,7 +79,7 @@ func newDesk(t *testing.T) *desk {
 // send posts a body with a token, and expects a status.
 func (d *desk) send(what, token string, body []byte, header map[string]string, want int) {
 	d.t.Helper()
-	req := httptest.NewRequestWithContext(d.t.Context(), http.MethodPost, profile.Path, bytes.NewReader(body))
+	req := httptest.NewRequestWithContext(d.t.Context(), http.MethodPost, api.SamplesPath, bytes.NewReader(body))
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
@@ -149,7 +149,7 @@ func TestReceiver(t *testing.T) {
 	d.leads = false
 	d.send("not the leader", "n1 of ours", good, nil, http.StatusMisdirectedRequest)
 	w := httptest.NewRecorder()
-	d.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, profile.Path, nil))
+	d.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, api.SamplesPath, nil))
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("GET: %d", w.Code)
 	}
@@ -174,7 +174,7 @@ func TestHostile(t *testing.T) {
 		"half a gzip":       {compress(t, sample(t))[:100], gzipped, http.StatusUnprocessableEntity},
 		"another encoding":  {sample(t), map[string]string{"Content-Encoding": "br"}, http.StatusUnprocessableEntity},
 		"a bomb":            {compress(t, make([]byte, 1<<30/4)), gzipped, http.StatusRequestEntityTooLarge},
-		"a huge body":       {bytes.Repeat([]byte(" "), profile.MaxBody+1), nil, http.StatusRequestEntityTooLarge},
+		"a huge body":       {bytes.Repeat([]byte(" "), api.MaxSampleBody+1), nil, http.StatusRequestEntityTooLarge},
 		"a million layers":  {compress(t, many), gzipped, http.StatusUnprocessableEntity},
 		"half a chunk":      {sample(t, func(s *api.Sample) { s.Layers[0].Chunks = s.Layers[0].Chunks[:40] }), nil, http.StatusUnprocessableEntity},
 		"no digest":         {sample(t, func(s *api.Sample) { s.Manifest = "../../latest" }), nil, http.StatusUnprocessableEntity},
@@ -266,7 +266,7 @@ func TestTokens(t *testing.T) {
 		}
 		return r.Status.Token
 	}
-	ours := []string{profile.Audience}
+	ours := []string{api.SamplesAudience}
 	good := sample(t)
 	d.send("the agent", token("system", "node", ours, &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}), good, nil, http.StatusAccepted)
 	d.send("its token for the API server", token("system", "node", nil, nil), good, nil, http.StatusUnauthorized)
@@ -285,7 +285,7 @@ func FuzzSample(f *testing.F) {
 	f.Add([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}, true)
 	f.Fuzz(func(t *testing.T, body []byte, z bool) {
 		d := newDesk(t)
-		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, profile.Path, bytes.NewReader(body))
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, api.SamplesPath, bytes.NewReader(body))
 		req.Header.Set("Authorization", "Bearer n of ours")
 		if z {
 			req.Header.Set("Content-Encoding", "gzip")

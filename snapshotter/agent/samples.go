@@ -20,23 +20,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/snapshotter/kubeapi"
-)
-
-// What the agent and the operator agree on; controllers/profile has the other half.
-const (
-	// SamplesPath is where the operator takes samples: one api/profile.Sample as JSON,
-	// compressed with gzip, in a POST with a token for SamplesAudience. Answers are
-	//
-	//	202  taken · 200 not wanted, for the reason in the body
-	//	400, 413, 415, 422  never taken as it is
-	//	421  this replica does not lead: ask again, for another one
-	//	401, 403, 429, 503  not now
-	SamplesPath = "/v1/samples"
-	// SamplesAudience is what the token is for: with it nobody can ask the API server.
-	SamplesAudience = "apparate"
-	// SamplesPort is the name of the service's port.
-	SamplesPort = "samples"
 )
 
 // Bounds of what waits for an operator.
@@ -48,7 +33,6 @@ const (
 	sampleOverlap = time.Minute
 	maxWaiting    = 64
 	maxWaitBytes  = 32 << 20 // compressed, together
-	maxSample     = 4 << 20  // compressed, one; the operator takes no more
 	firstBackoff  = 5 * time.Second
 	maxBackoff    = 5 * time.Minute
 	sendLimit     = 20 * time.Second
@@ -62,7 +46,7 @@ type SampleOptions struct {
 	// Service is namespace/name of the operator's service; "" means that samples stay
 	// on the node, for `apparate profile record`.
 	Service string
-	// Token is a file with a token for SamplesAudience, renewed by kubelet.
+	// Token is a file with a token for api/profile's SamplesAudience, renewed by kubelet.
 	Token string
 	// CA is a file with the certificates that the operator's is from; "" means plain
 	// HTTP, as the token is good for nothing else.
@@ -78,7 +62,7 @@ func (o SampleOptions) check() error {
 		return fmt.Errorf("--samples-service %q: write namespace/name", o.Service)
 	}
 	if o.Token == "" {
-		return errors.New("--samples-token is missing: name the file of a token with the audience " + SamplesAudience)
+		return errors.New("--samples-token is missing: name the file of a token with the audience " + profile.SamplesAudience)
 	}
 	return nil
 }
@@ -190,8 +174,8 @@ func (c *courier) pack(raw json.RawMessage) error {
 	if err := z.Close(); err != nil {
 		return err
 	}
-	if b.Len() > maxSample {
-		c.log.Warn("a sample is too large for the operator", "bytes", b.Len(), "limit", maxSample)
+	if b.Len() > profile.MaxSampleBody {
+		c.log.Warn("a sample is too large for the operator", "bytes", b.Len(), "limit", profile.MaxSampleBody)
 		return nil
 	}
 	c.waiting = append(c.waiting, parcel{b.Bytes(), c.now()})
@@ -309,11 +293,11 @@ func (c *courier) lookUp(ctx context.Context) (string, error) {
 		scheme = "https"
 	}
 	for _, p := range s.Spec.Ports {
-		if p.Name == SamplesPort && net.ParseIP(s.Spec.ClusterIP) != nil {
-			return scheme + "://" + net.JoinHostPort(s.Spec.ClusterIP, strconv.Itoa(p.Port)) + SamplesPath, nil
+		if p.Name == profile.SamplesPort && net.ParseIP(s.Spec.ClusterIP) != nil {
+			return scheme + "://" + net.JoinHostPort(s.Spec.ClusterIP, strconv.Itoa(p.Port)) + profile.SamplesPath, nil
 		}
 	}
-	return "", fmt.Errorf("service %s has no address, or no port %q", c.Service, SamplesPort)
+	return "", fmt.Errorf("service %s has no address, or no port %q", c.Service, profile.SamplesPort)
 }
 
 // client is one for a delivery: each request has a connection of its own, so that the

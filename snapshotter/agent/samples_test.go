@@ -19,6 +19,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/snapshotter/kubeapi"
 )
 
@@ -45,7 +46,7 @@ func newOffice(t *testing.T, codes ...int) *office {
 			return
 		}
 		text, err := io.ReadAll(z)
-		if err != nil || r.URL.Path != SamplesPath || r.Header.Get("Authorization") != "Bearer secret" {
+		if err != nil || r.URL.Path != profile.SamplesPath || r.Header.Get("Authorization") != "Bearer secret" {
 			t.Errorf("%s, %v, %v", r.URL.Path, r.Header, err)
 		}
 		o.got = append(o.got, string(text))

@@ -18,7 +18,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	api "github.com/apparate/apparate/api/profile"
-	"github.com/apparate/apparate/snapshotter/agent"
 )
 
 // profileBinding gives the role for profiles to the user as whom operators run.
@@ -42,7 +41,7 @@ func (s *sampled) send(sample api.Sample) (code int, text string, err error) {
 	if err != nil {
 		return 0, "", err
 	}
-	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.address+agent.SamplesPath, bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.address+api.SamplesPath, bytes.NewReader(b))
 	if err != nil {
 		return 0, "", err
 	}
@@ -71,7 +70,7 @@ func TestProfiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	token, err := admin.CoreV1().ServiceAccounts(w.namespace).CreateToken(t.Context(), "node",
-		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{agent.SamplesAudience}}}, metav1.CreateOptions{})
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{api.SamplesAudience}}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

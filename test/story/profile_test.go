@@ -22,7 +22,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/apparate/apparate/api/profile"
-	"github.com/apparate/apparate/snapshotter/agent"
 	"github.com/apparate/apparate/test/cluster"
 	"github.com/apparate/apparate/test/images"
 )
@@ -225,7 +224,7 @@ func (w *world) lie(good profile.Sample) {
 	defer tr.CloseIdleConnections()
 	send := func(what, token string, body []byte, codes ...int) {
 		w.t.Helper()
-		req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, "http://"+net.JoinHostPort(ip, "8083")+agent.SamplesPath, bytes.NewReader(body))
+		req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, "http://"+net.JoinHostPort(ip, "8083")+profile.SamplesPath, bytes.NewReader(body))
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -249,7 +248,7 @@ func (w *world) lie(good profile.Sample) {
 		}
 		return b
 	}
-	const audience = "--audience=" + agent.SamplesAudience
+	const audience = "--audience=" + profile.SamplesAudience
 	send("another account", token("apparate-operator", audience), text(good), http.StatusUnauthorized)
 	send("a token for the API server", token("apparate-node"), text(good), http.StatusUnauthorized)
 	send("no token", "", text(good), http.StatusUnauthorized)
