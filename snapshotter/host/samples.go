@@ -17,13 +17,9 @@ import (
 func (m *Machine) Samples(ctx context.Context, since time.Time, each func(json.RawMessage) error) (err error) {
 	const most = 256 << 20
 	query := url.Values{"since": {since.UTC().Format(time.RFC3339Nano)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate/samples?"+query.Encode(), nil)
+	resp, err := requestDaemon(ctx, "/samples?"+query.Encode())
 	if err != nil {
 		return err
-	}
-	resp, err := client().Do(req)
-	if err != nil {
-		return fmt.Errorf("the snapshotter does not answer at %s: %w", StatusSocket, err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
 	switch resp.StatusCode {

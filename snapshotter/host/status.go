@@ -160,16 +160,25 @@ func client() *http.Client {
 	}}
 }
 
-// askDaemon asks the daemon at path and copies at most 16 MiB of its answer to w.
-func askDaemon(ctx context.Context, path string, w io.Writer) (err error) {
-	const most = 16 << 20
+// requestDaemon asks the daemon at path. The caller closes the body.
+func requestDaemon(ctx context.Context, path string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://apparate"+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client().Do(req)
 	if err != nil {
-		return fmt.Errorf("the snapshotter does not answer at %s: %w", StatusSocket, err)
+		return nil, fmt.Errorf("the snapshotter does not answer at %s: %w", StatusSocket, err)
+	}
+	return resp, nil
+}
+
+// askDaemon asks the daemon at path and copies at most 16 MiB of its answer to w.
+func askDaemon(ctx context.Context, path string, w io.Writer) (err error) {
+	const most = 16 << 20
+	resp, err := requestDaemon(ctx, path)
+	if err != nil {
+		return err
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
 	_, err = io.Copy(w, io.LimitReader(resp.Body, most))
