@@ -15,6 +15,7 @@ import (
 	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/images"
 	"github.com/apparate/apparate/snapshotter/layer"
+	"github.com/apparate/apparate/snapshotter/prefetch"
 	"github.com/apparate/apparate/snapshotter/source"
 )
 
@@ -133,7 +134,7 @@ func New(o Options) (*Engine, error) {
 		o.Limits = layer.NewLimits(0, 0)
 	}
 	if o.Gate == nil {
-		o.Gate = openGate{}
+		o.Gate = &prefetch.Gate{}
 	}
 	for _, dir := range []string{samplesDir, tablesDir} {
 		if err := os.MkdirAll(filepath.Join(o.Root, dir), 0o700); err != nil {
@@ -147,13 +148,6 @@ func New(o Options) (*Engine, error) {
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e, nil
 }
-
-// openGate has nobody waiting.
-type openGate struct{}
-
-func (openGate) Enter()                {}
-func (openGate) Leave()                {}
-func (openGate) Idle() <-chan struct{} { return nil }
 
 // Close ends streams and recordings, and waits for them.
 func (e *Engine) Close() {
