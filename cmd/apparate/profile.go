@@ -60,6 +60,16 @@ func (f *profileFlags) registerOutput(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.output, "output", "o", "text", "text or json")
 }
 
+// image reads the name of an image, and returns what asks its registry.
+func (f *profileFlags) image(image string) (*registry.Client, name.Reference, error) {
+	client, err := registry.New(f.registry)
+	if err != nil {
+		return nil, nil, err
+	}
+	ref, err := client.Parse(image)
+	return client, ref, err
+}
+
 func (f *profileFlags) check() error {
 	if f.output != "text" && f.output != "json" {
 		return usageError{fmt.Errorf("--output %q: use text or json", f.output)}
@@ -173,11 +183,7 @@ container was created, or until nothing new is read.`,
 		Example: `  apparate profile record registry.example.com/team/app:v1-apparate -o app.json`,
 		Args:    exactArgs(1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := registry.New(f.registry)
-			if err != nil {
-				return err
-			}
-			ref, err := client.Parse(args[0])
+			client, ref, err := f.image(args[0])
 			if err != nil {
 				return err
 			}

@@ -11,7 +11,6 @@ import (
 
 	api "github.com/apparate/apparate/api/profile"
 	"github.com/apparate/apparate/converter/profile"
-	"github.com/apparate/apparate/converter/registry"
 )
 
 func newProfilePushCommand() *cobra.Command {
@@ -64,11 +63,7 @@ and more one is kept out of the profile to measure it on.`,
 }
 
 func runProfilePush(ctx context.Context, f *profileFlags, image string, files []string, stdin io.Reader, o profile.Options) ([]profile.Made, error) {
-	client, err := registry.New(f.registry)
-	if err != nil {
-		return nil, err
-	}
-	ref, err := client.Parse(image)
+	client, ref, err := f.image(image)
 	if err != nil {
 		return nil, err
 	}
