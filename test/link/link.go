@@ -49,7 +49,7 @@ func New(target string, bitsPerSecond int64, rtt time.Duration) (*Link, error) {
 	k := &Link{listener: l, target: target, rtt: rtt}
 	k.down.rate, k.up.rate = bitsPerSecond, bitsPerSecond
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	k.wg.Go(k.accept)
+	k.wg.Go(func() { relay(k.listener, &k.wg, k.serve) })
 	return k, nil
 }
 
@@ -68,93 +68,16 @@ func (k *Link) Close() error {
 	return err
 }
 
-func (k *Link) accept() {
-	for {
-		c, err := k.listener.Accept()
-		if err != nil {
-			return // closed
-		}
-		k.wg.Go(func() { k.serve(c) })
-	}
-}
-
 func (k *Link) serve(client net.Conn) {
-	ctx, cancel := context.WithCancel(k.ctx)
-	defer cancel()
-	defer func() { _ = client.Close() }()
-	if !sleepUntil(ctx, time.Now().Add(k.rtt)) { // the handshake
-		return
-	}
-	var d net.Dialer
-	server, err := d.DialContext(ctx, "tcp", k.target)
-	if err != nil {
-		return // the client sees a closed connection
-	}
-	defer func() { _ = server.Close() }()
-	// A blocked read or write ends only when its connection closes.
-	stop := context.AfterFunc(ctx, func() {
-		_ = client.Close()
-		_ = server.Close()
-	})
-	defer stop()
-
-	var wg sync.WaitGroup
-	wg.Go(func() { k.carry(ctx, cancel, server, client, &k.up) })
-	wg.Go(func() { k.carry(ctx, cancel, client, server, &k.down) })
-	wg.Wait()
+	tunnel(k.ctx, client, k.target, k.rtt, k.direction(&k.up), k.direction(&k.down))
 }
 
-// packet is bytes on their way.
-type packet struct {
-	data []byte
-	due  time.Time
-}
-
-// carry moves bytes from src to dst over the bucket's direction until src ends;
-// a failure on either side ends the connection.
-func (k *Link) carry(ctx context.Context, cancel context.CancelFunc, dst, src net.Conn, b *bucket) {
-	// As many packets as fill the link for a round trip, and some: a full queue
-	// stops the reading, as a full TCP window would.
-	queue := make(chan packet, 16+b.rate/8*int64(k.rtt/time.Microsecond)/1e6/(segment/4))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer close(queue)
-		for {
-			p := packet{data: make([]byte, segment)}
-			n, err := src.Read(p.data)
-			if n > 0 {
-				p.data, p.due = p.data[:n], time.Now().Add(k.rtt/2)
-				select {
-				case queue <- p:
-				case <-ctx.Done():
-					return
-				}
-			}
-			if err != nil {
-				if !errors.Is(err, io.EOF) {
-					cancel()
-				}
-				return
-			}
-		}
-	})
-	defer wg.Wait()
-	for p := range queue {
-		due := b.reserve(len(p.data))
-		if due.Before(p.due) {
-			due = p.due
-		}
-		if !sleepUntil(ctx, due) {
-			continue // drain the queue so that the reader ends
-		}
-		if _, err := dst.Write(p.data); err != nil {
-			cancel()
-			continue
-		}
-		b.bytes.Add(int64(len(p.data)))
-	}
-	if t, ok := dst.(*net.TCPConn); ok {
-		_ = t.CloseWrite() // already closed where the connection failed
+// direction is how bytes pass through one of the buckets. As many pieces as fill the
+// link for a round trip, and some, may be under way.
+func (k *Link) direction(b *bucket) direction {
+	return direction{
+		delay: k.rtt / 2, size: segment, depth: int(16 + b.rate/8*int64(k.rtt/time.Microsecond)/1e6/(segment/4)),
+		reserve: b.reserve, after: func(n int) { b.bytes.Add(int64(n)) },
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"runtime"
@@ -64,7 +63,7 @@ func NewWire(target string, s Shape) (w *Wire, err error) {
 	if err := w.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("building a wire: %w", err), w.Close())
 	}
-	w.wg.Go(w.accept)
+	w.wg.Go(func() { relay(w.listener, &w.wg, w.serve) })
 	return w, nil
 }
 
@@ -198,58 +197,20 @@ func limit(h *netlink.Handle, name string, ip net.IP, bits int64) error {
 	return h.LinkSetUp(l)
 }
 
-func (w *Wire) accept() {
-	for {
-		c, err := w.listener.Accept()
-		if err != nil {
-			return // closed
-		}
-		w.wg.Go(func() { w.serve(c) })
-	}
-}
-
 // sent is how much of what was written to a client may still be in this machine:
 // little, or bytes would count long before they arrive.
 const sent = 256 << 10
 
 func (w *Wire) serve(client net.Conn) {
-	ctx, cancel := context.WithCancel(w.ctx)
-	defer cancel()
-	defer func() { _ = client.Close() }()
 	if t, ok := client.(*net.TCPConn); ok {
 		_ = t.SetWriteBuffer(sent) // a larger one only counts less exactly
 	}
+	const depth = 64
 	target, delay := w.settings()
-	if !sleepUntil(ctx, time.Now().Add(2*delay)) { // the handshake
-		return
-	}
-	var d net.Dialer
-	server, err := d.DialContext(ctx, "tcp", target)
-	if err != nil {
-		return // the client sees a closed connection
-	}
-	defer func() { _ = server.Close() }()
-	// A blocked read or write ends only when its connection closes.
-	stop := context.AfterFunc(ctx, func() {
-		_ = client.Close()
-		_ = server.Close()
-	})
-	defer stop()
 	h := &heads{meter: &w.meter, firstByte: w.shape.FirstByte}
-	var wg sync.WaitGroup
-	wg.Go(func() { carry(ctx, cancel, server, client, delay, h.request, nil) })
-	wg.Go(func() { carry(ctx, cancel, client, server, delay, nil, h.answer) })
-	wg.Wait()
-}
-
-// pieces are what passes at a time.
-var pieces = sync.Pool{New: func() any { return new([128 << 10]byte) }}
-
-// piece is bytes on their way.
-type piece struct {
-	data *[128 << 10]byte
-	n    int
-	due  time.Time
+	tunnel(w.ctx, client, target, 2*delay,
+		direction{delay: delay, size: maxPiece, depth: depth, before: h.request},
+		direction{delay: delay, size: maxPiece, depth: depth, after: h.answer})
 }
 
 // settings are those of a new connection.
@@ -257,53 +218,4 @@ func (w *Wire) settings() (target string, delay time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.target, w.delay
-}
-
-// carry moves bytes from src to dst, each by the delay after it came, until src
-// ends; a failure on either side ends the connection. before sees the bytes when
-// they come and says how much longer they take, after sees them when they have gone.
-func carry(
-	ctx context.Context, cancel context.CancelFunc, dst, src net.Conn, delay time.Duration,
-	before func([]byte) time.Duration, after func(int),
-) {
-	queue := make(chan piece, 64)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer close(queue)
-		for {
-			p := piece{data: pieces.Get().(*[128 << 10]byte)}
-			n, err := src.Read(p.data[:])
-			if n > 0 {
-				p.n, p.due = n, time.Now().Add(delay)
-				if before != nil {
-					p.due = p.due.Add(before(p.data[:n]))
-				}
-				select {
-				case queue <- p:
-				case <-ctx.Done():
-					return
-				}
-			}
-			if err != nil {
-				if !errors.Is(err, io.EOF) {
-					cancel()
-				}
-				return
-			}
-		}
-	})
-	defer wg.Wait()
-	for p := range queue {
-		if sleepUntil(ctx, p.due) { // else drain the queue so that the reader ends
-			if _, err := dst.Write(p.data[:p.n]); err != nil {
-				cancel()
-			} else if after != nil {
-				after(p.n)
-			}
-		}
-		pieces.Put(p.data)
-	}
-	if t, ok := dst.(*net.TCPConn); ok {
-		_ = t.CloseWrite() // already closed where the connection failed
-	}
 }
