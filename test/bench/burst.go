@@ -90,12 +90,7 @@ func (b *bench) burst(ctx context.Context, s scenario, a arm, r *Burst) (err err
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			h.node.WriteLogs(b.progress)
-		}
-		err = errors.Join(err, h.close())
-	}()
+	defer func() { err = b.end(ctx, h, err) }()
 	if err := b.dropCaches(ctx, h); err != nil {
 		return err
 	}

@@ -20,6 +20,14 @@ type host struct {
 	path        []string // where the arm has its own programs
 }
 
+// end closes a node; err is how its use ended, of which its logs tell more.
+func (b *bench) end(ctx context.Context, h *host, err error) error {
+	if err != nil && ctx.Err() == nil {
+		h.node.WriteLogs(b.progress)
+	}
+	return errors.Join(err, h.close())
+}
+
 // newHost starts an empty node for an arm, with one registry. args are further ones
 // of our own snapshotter.
 func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...string) (h *host, err error) {

@@ -32,12 +32,7 @@ func (b *bench) startRemote(ctx context.Context, s subject, j job, run *Run) (er
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			h.node.WriteLogs(b.progress)
-		}
-		err = errors.Join(err, h.close())
-	}()
+	defer func() { err = b.end(ctx, h, err) }()
 	if err := b.dropCaches(ctx, h); err != nil {
 		return err
 	}

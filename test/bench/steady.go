@@ -58,12 +58,7 @@ func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (e
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			h.node.WriteLogs(b.progress)
-		}
-		err = errors.Join(err, h.close())
-	}()
+	defer func() { err = b.end(ctx, h, err) }()
 	ref := relay.Addr() + "/" + s.names[a.name]
 	if err := h.node.Pull(ctx, ref, h.snapshotter); err != nil {
 		return err
