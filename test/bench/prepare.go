@@ -2,14 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -144,16 +140,5 @@ func (b *bench) remoteSize(ctx context.Context, s subject, tag string) (int64, e
 
 // run runs our own program and shows its output as progress.
 func (b *bench) run(ctx context.Context, args ...string) error {
-	tools.Say(b.progress, "apparate %s", strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, b.apparate, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput()
-	for line := range strings.Lines(strings.TrimSpace(string(out)) + "\n") {
-		tools.Say(b.progress, "    %s", strings.TrimSuffix(line, "\n"))
-	}
-	if err != nil {
-		return errors.Join(ctx.Err(), fmt.Errorf("apparate %s: %w: %s", args[0], err, strings.TrimSpace(string(out))))
-	}
-	return nil
+	return tools.Show(ctx, b.progress, b.apparate, args...)
 }

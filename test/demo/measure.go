@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -111,20 +109,7 @@ func (b *bench) image(ctx context.Context, s source, all *results) (imageResult,
 
 // run runs our own program and shows its output as progress.
 func (b *bench) run(ctx context.Context, args ...string) error {
-	tools.Say(b.progress, "apparate %s", strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, b.apparate, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput()
-	if len(out) > 0 {
-		for line := range strings.Lines(strings.TrimSpace(string(out)) + "\n") {
-			tools.Say(b.progress, "    %s", strings.TrimSuffix(line, "\n"))
-		}
-	}
-	if err != nil {
-		return errors.Join(ctx.Err(), fmt.Errorf("apparate %s: %w: %s", args[0], err, strings.TrimSpace(string(out))))
-	}
-	return nil
+	return tools.Show(ctx, b.progress, b.apparate, args...)
 }
 
 // start measures one start of an image on a node of its own.
