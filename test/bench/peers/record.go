@@ -38,6 +38,30 @@ func startNode(ctx context.Context, paths map[string]string, r Registry) (n *nod
 	return n, dir, func() error { return errors.Join(n.Close(), os.RemoveAll(dir)) }, nil
 }
 
+// recorder is how a peer learns what a start of an image opens.
+type recorder struct {
+	workload func(repository string) (Workload, error) // nil: it does not want to know
+	progress io.Writer
+	paths    map[string]string
+}
+
+// plan returns the tag for a peer's form of an image and whether it exists; if not, and
+// the peer wants it, also the list of files that a start opens.
+func (c recorder) plan(ctx context.Context, r Registry, repository, plainTag, peer, version string) (tag, list string, exists bool, err error) {
+	var w Workload
+	if c.workload != nil {
+		if w, err = c.workload(repository); err != nil {
+			return "", "", false, err
+		}
+	}
+	tag, exists, err = tagged(ctx, r, repository, plainTag, peer, version, w.Name)
+	if err != nil || exists || c.workload == nil {
+		return tag, "", exists, err
+	}
+	list, err = opened(ctx, c.progress, c.paths, r, repository, plainTag, w)
+	return tag, list, false, err
+}
+
 // opened returns a list of the files that a start of the image opens, one a line, in
 // order of first use. It is recorded once and kept in the cache, by the image's digest
 // and the workload's name.

@@ -81,21 +81,10 @@ func (s *Soci) Convert(ctx context.Context, r Registry, repository, plainTag str
 	if err != nil || !large {
 		return plainTag, err
 	}
-	var w Workload
-	if s.Workload != nil {
-		if w, err = s.Workload(repository); err != nil {
-			return "", err
-		}
-	}
-	tag, exists, err := tagged(ctx, r, repository, plainTag, s.Name(), s.Version(), w.Name)
+	rec := recorder{s.Workload, s.progress, s.paths}
+	tag, list, exists, err := rec.plan(ctx, r, repository, plainTag, s.Name(), s.Version())
 	if err != nil || exists {
 		return tag, err
-	}
-	var list string
-	if s.Workload != nil {
-		if list, err = opened(ctx, s.progress, s.paths, r, repository, plainTag, w); err != nil {
-			return "", err
-		}
 	}
 	to, err := reference(r, repository, tag)
 	if err != nil {

@@ -52,22 +52,10 @@ func (s *Stargz) Version() string { return versionOf(s.paths[tools.Stargz]) }
 
 // Convert makes the eStargz image with a containerd of its own.
 func (s *Stargz) Convert(ctx context.Context, r Registry, repository, plainTag string) (string, error) {
-	var w Workload
-	if s.Workload != nil {
-		var err error
-		if w, err = s.Workload(repository); err != nil {
-			return "", err
-		}
-	}
-	tag, exists, err := tagged(ctx, r, repository, plainTag, s.Name(), s.Version(), w.Name)
+	rec := recorder{s.Workload, s.progress, s.paths}
+	tag, list, exists, err := rec.plan(ctx, r, repository, plainTag, s.Name(), s.Version())
 	if err != nil || exists {
 		return tag, err
-	}
-	var list string
-	if s.Workload != nil {
-		if list, err = opened(ctx, s.progress, s.paths, r, repository, plainTag, w); err != nil {
-			return "", err
-		}
 	}
 	return tag, s.convert(ctx, r, repository+":"+plainTag, repository+":"+tag, list)
 }
