@@ -118,7 +118,7 @@ func (b *bench) buildWires(ctx context.Context) error {
 		if n.Measured, err = w.Tune(ctx); err != nil {
 			return fmt.Errorf("network %s: %w", n.Name, err)
 		}
-		tools.Say(b.progress, "network %s: %.0f Mbit/s, round trip %v", n.Name, n.Measured.Bits/1e6, n.Measured.RTT.Round(time.Microsecond))
+		tools.Say(b.progress, "network %s: %.0f Mbit/s in bursts of %v, round trip %v", n.Name, n.Measured.Bits/1e6, n.Measured.Burst, n.Measured.RTT.Round(time.Microsecond))
 		b.results.Networks = append(b.results.Networks, n)
 	}
 	return nil

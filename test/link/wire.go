@@ -49,6 +49,7 @@ type Wire struct {
 	mu       sync.Mutex
 	target   string
 	delay    time.Duration // in each direction
+	burst    time.Duration // how much of the bandwidth may pass at once
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -58,7 +59,7 @@ type Wire struct {
 // NewWire starts a wire of the given shape to target, a host:port on this machine
 // that speaks plain HTTP/1.1. It needs root. The caller closes it.
 func NewWire(target string, s Shape) (w *Wire, err error) {
-	w = &Wire{shape: s, target: target, delay: s.RTT / 2, space: -1}
+	w = &Wire{shape: s, target: target, delay: s.RTT / 2, burst: leastBurst, space: -1}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	if err := w.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("building a wire: %w", err), w.Close())
@@ -129,7 +130,6 @@ func (w *Wire) inside(n int64) error {
 		return err
 	}
 	defer there.Close()
-	const inner = "wire"
 	outer := fmt.Sprintf("wire%dn%d", os.Getpid(), n)
 	w.outer = outer
 	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: inner}, PeerName: outer, PeerNamespace: netlink.NsFd(outside)}
@@ -140,10 +140,10 @@ func (w *Wire) inside(n int64) error {
 	if err != nil {
 		return err
 	}
-	if err := limit(here, inner, far, w.shape.Bits); err != nil {
+	if err := up(here, inner, far, w.shape.Bits); err != nil {
 		return err
 	}
-	if err := limit(there, outer, near, w.shape.Bits); err != nil {
+	if err := up(there, outer, near, w.shape.Bits); err != nil {
 		return err
 	}
 	w.listener, err = net.Listen("tcp4", net.JoinHostPort(far.String(), "0"))
@@ -168,8 +168,8 @@ func free(h *netlink.Handle, n int64) (near, far net.IP, err error) {
 	return nil, nil, fmt.Errorf("no address of %s is free", Network)
 }
 
-// limit gives one end of the pair its address and its token bucket, and takes it up.
-func limit(h *netlink.Handle, name string, ip net.IP, bits int64) error {
+// up gives one end of the pair its address and its token bucket, and takes it up.
+func up(h *netlink.Handle, name string, ip net.IP, bits int64) error {
 	l, err := h.LinkByName(name)
 	if err != nil {
 		return err
@@ -177,14 +177,36 @@ func limit(h *netlink.Handle, name string, ip net.IP, bits int64) error {
 	if err := h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: ip.To4(), Mask: net.CIDRMask(30, 32)}}); err != nil {
 		return err
 	}
-	rate := uint64(bits / 8)
-	// What may pass at once: 0.6 ms, which the kernel's timers keep, and whole
-	// packets, which segmentation offload makes up to that long.
-	size := min(max(rate*6/10000, 16<<10), 128<<10)
-	if err := h.LinkSetGSOMaxSize(l, int(min(size-2<<10, 64<<10))); err != nil {
+	// Segmentation offload makes packets that are no longer than what may pass at once.
+	if err := h.LinkSetGSOMaxSize(l, int(min(bucketSize(bits, leastBurst)-2<<10, 64<<10))); err != nil {
 		return err
 	}
-	err = h.QdiscAdd(&netlink.Tbf{
+	if err := limit(h, l, bits, leastBurst); err != nil {
+		return err
+	}
+	return h.LinkSetUp(l)
+}
+
+// inner is the interface in the namespace.
+const inner = "wire"
+
+const (
+	// leastBurst is what an idle machine's timers keep.
+	leastBurst = 600 * time.Microsecond
+	// mostBurst bounds what a whole small answer could otherwise hide in.
+	mostBurst = 2400 * time.Microsecond
+)
+
+// bucketSize is how many bytes may pass at once.
+func bucketSize(bits int64, burst time.Duration) uint64 {
+	return max(uint64(float64(bits)/8*burst.Seconds()), 16<<10)
+}
+
+// limit sets the token bucket of one end.
+func limit(h *netlink.Handle, l netlink.Link, bits int64, burst time.Duration) error {
+	rate := uint64(bits / 8)
+	size := bucketSize(bits, burst)
+	err := h.QdiscReplace(&netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
 		Rate:       rate,
 		Buffer:     netlink.Xmittime(rate, uint32(size)),
@@ -192,9 +214,38 @@ func limit(h *netlink.Handle, name string, ip net.IP, bits int64) error {
 		Limit: uint32(rate/20 + size),
 	})
 	if err != nil {
-		return fmt.Errorf("a token bucket of %d Mbit/s on interface %s: %w", bits/1e6, name, err)
+		return fmt.Errorf("a token bucket of %d Mbit/s on interface %s: %w", bits/1e6, l.Attrs().Name, err)
 	}
-	return h.LinkSetUp(l)
+	return nil
+}
+
+// loosen lets more pass at once, for a machine whose timers are late: what the bucket
+// does not hold meanwhile is lost to the rate.
+func (w *Wire) loosen() error {
+	if w.burst >= mostBurst {
+		return nil
+	}
+	w.burst = min(w.burst*3/2, mostBurst)
+	here, err := netlink.NewHandleAt(w.space)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	there, err := netlink.NewHandle()
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	for name, h := range map[string]*netlink.Handle{inner: here, w.outer: there} {
+		l, err := h.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := limit(h, l, w.shape.Bits, w.burst); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sent is how much of what was written to a client may still be in this machine:
