@@ -35,8 +35,11 @@ const (
 type flight struct {
 	member int
 	req    *request
-	// demanded says that a reader refers to chunks; guarded by Layer.mu.
-	demanded bool
+	// demanded says that a reader refers to chunks, expected that one will soon, or that
+	// somebody fetches them in order to have them. place is where it waits to be
+	// decompressed, nil before its bytes are there. All three are guarded by Layer.mu.
+	demanded, expected bool
+	place              *place
 
 	// done is closed when decoded and err are set, for readers.
 	done chan struct{}
@@ -136,8 +139,21 @@ func (b *batch) take(m int) ticket {
 	default:
 		f = b.add(m)
 	}
-	f.demanded = f.demanded || b.priority == demand
+	b.want(f, b.priority == demand)
 	return ticket{m, f, own}
+}
+
+// want notes who needs a flight: a reader that waits for it, or one that will come.
+func (b *batch) want(f *flight, waits bool) {
+	h := soon
+	if waits {
+		h, f.demanded = now, true
+	} else {
+		f.expected = true
+	}
+	if f.place != nil {
+		b.l.o.Limits.hurry(f.place, h)
+	}
 }
 
 // hurry tells a background request that a reader waits for this flight.
@@ -176,11 +192,15 @@ func (b *batch) extend(next int, until int64) {
 		if !wanted && (b.last == nil || b.last.end-b.last.start+size > coalesce) {
 			return
 		}
-		if l.flights[m] == nil && !l.cached(m) && !l.coming(m) {
-			b.add(m)
+		f := l.flights[m]
+		if f == nil && !l.cached(m) && !l.coming(m) {
+			f = b.add(m)
 			ahead += size
 		} else if !wanted {
 			return
+		}
+		if wanted && f != nil {
+			b.want(f, false)
 		}
 	}
 }

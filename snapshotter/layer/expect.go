@@ -149,8 +149,9 @@ func (x *Limits) Hold(ctx context.Context, n int64) (release func(), err error) 
 // Work waits for a turn to decompress what readers will ask for, in line with what they
 // wait for now; done gives it back.
 func (x *Limits) Work(ctx context.Context) (done func(), err error) {
-	if err := x.work(ctx, true); err != nil {
+	p := x.line(now)
+	if err := x.await(ctx, p); err != nil {
 		return nil, err
 	}
-	return x.done, nil
+	return func() { x.done(p) }, nil
 }

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -16,14 +17,42 @@ type Limits struct {
 	memory *semaphore.Weighted
 	most   int64
 
-	mu             sync.Mutex
-	free           int             // workers
-	urgent, others []chan struct{} // who waits for one
+	workers int
+
+	mu      sync.Mutex
+	free    int                 // workers
+	sparing int                 // those at work on what may never be read
+	lines   [spare + 1][]*place // who waits for one
+	last    time.Time           // when a reader last needed one
+	pressed int                 // who waits for memory
+	later   *time.Timer         // grants once all is quiet; nil when it is not set
 
 	// readers holds *gzip.Reader, frames *zstd.Decoder; buffers[k] holds *[]byte of 1<<k bytes.
 	readers sync.Pool
 	frames  sync.Pool
 	buffers [maxPooledBits + 1]sync.Pool
+}
+
+// haste is how soon a member is to be decompressed.
+type haste uint8
+
+const (
+	// now: a reader waits for it.
+	now haste = iota
+	// soon: a reader is on its way to it, or somebody fetches it in order to have it.
+	soon
+	// spare: it came along with others. Many of these are never read, and while a program
+	// starts, the processors are better used for what is: they wait for a quiet moment.
+	spare
+)
+
+// quiet is how long no reader has needed a worker when spare members get theirs.
+const quiet = 50 * time.Millisecond
+
+// place is one's place in the line for a worker.
+type place struct {
+	turn  chan struct{} // has an element when it is one's turn
+	haste haste
 }
 
 const (
@@ -44,61 +73,138 @@ func NewLimits(workers int, bytes int64) *Limits {
 	if bytes <= 0 {
 		bytes = defaultInFlight
 	}
-	return &Limits{memory: semaphore.NewWeighted(bytes), most: bytes, free: workers}
+	return &Limits{memory: semaphore.NewWeighted(bytes), most: bytes, workers: workers, free: workers}
 }
 
 // hold waits for n bytes of memory; release gives them back.
 func (x *Limits) hold(ctx context.Context, n int64) (release func(), err error) {
 	n = min(n, x.most)
-	if err := x.memory.Acquire(ctx, n); err != nil {
-		return nil, err
+	if !x.memory.TryAcquire(n) {
+		// What waits for a quiet moment has it.
+		x.press(1)
+		err := x.memory.Acquire(ctx, n)
+		x.press(-1)
+		if err != nil {
+			return nil, err
+		}
 	}
 	return func() { x.memory.Release(n) }, nil
 }
 
-// work waits for a turn to decompress; done gives it back. urgent is before what is not:
-// a reader waits for it.
-func (x *Limits) work(ctx context.Context, urgent bool) error {
-	turn := make(chan struct{}, 1)
-	queue := &x.others
-	if urgent {
-		queue = &x.urgent
-	}
+func (x *Limits) press(n int) {
 	x.mu.Lock()
-	*queue = append(*queue, turn)
+	defer x.mu.Unlock()
+	x.pressed += n
 	x.grant()
-	x.mu.Unlock()
+}
+
+// line takes a place in the line for a worker; await must follow.
+func (x *Limits) line(h haste) *place {
+	p := &place{turn: make(chan struct{}, 1), haste: h}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.join(p)
+	return p
+}
+
+// join puts p into its line; mu is held.
+func (x *Limits) join(p *place) {
+	if p.haste == now {
+		x.last = time.Now()
+	}
+	x.lines[p.haste] = append(x.lines[p.haste], p)
+	x.grant()
+}
+
+// hurry lets p wait no longer than h says; it does nothing once it is p's turn.
+func (x *Limits) hurry(p *place, h haste) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if p.haste > h && x.leave(p) {
+		p.haste = h
+		x.join(p)
+	}
+}
+
+// leave takes p out of its line and says whether it was in it; mu is held.
+func (x *Limits) leave(p *place) bool {
+	line := &x.lines[p.haste]
+	k := slices.Index(*line, p)
+	if k < 0 {
+		return false
+	}
+	*line = slices.Delete(*line, k, k+1)
+	return true
+}
+
+// await waits for the turn of p; done must follow, unless there is an error.
+func (x *Limits) await(ctx context.Context, p *place) error {
 	select {
-	case <-turn:
+	case <-p.turn:
 		return nil
 	case <-ctx.Done():
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if k := slices.Index(*queue, turn); k >= 0 {
-		*queue = slices.Delete(*queue, k, k+1)
-	} else { // it came at the same moment
+	if !x.leave(p) { // its turn came at the same moment
 		x.free++
+		x.spared(p, -1)
 		x.grant()
 	}
 	return ctx.Err()
 }
 
-func (x *Limits) done() {
+// done gives the worker of p back.
+func (x *Limits) done(p *place) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if p.haste == now {
+		x.last = time.Now()
+	}
 	x.free++
+	x.spared(p, -1)
 	x.grant()
+}
+
+func (x *Limits) spared(p *place, n int) {
+	if p.haste == spare {
+		x.sparing += n
+	}
 }
 
 // grant hands turns out; mu is held.
 func (x *Limits) grant() {
-	for _, queue := range []*[]chan struct{}{&x.urgent, &x.others} {
-		for ; x.free > 0 && len(*queue) > 0; x.free-- {
-			(*queue)[0] <- struct{}{}
-			*queue = slices.Delete(*queue, 0, 1)
+	for h := range x.lines {
+		line := &x.lines[h]
+		for x.free > 0 && len(*line) > 0 && (haste(h) < spare || x.maySpare()) {
+			p := (*line)[0]
+			*line = slices.Delete(*line, 0, 1)
+			x.free--
+			x.spared(p, 1)
+			p.turn <- struct{}{}
 		}
 	}
+}
+
+// maySpare says whether a worker may turn to what perhaps nobody reads: a quarter of
+// them always, all but one where it is quiet. mu is held.
+func (x *Limits) maySpare() bool {
+	if x.pressed > 0 || x.sparing < x.workers/4 {
+		return true
+	}
+	left := quiet - time.Since(x.last)
+	if left <= 0 {
+		return x.sparing < max(x.workers-1, 1)
+	}
+	if x.later == nil {
+		x.later = time.AfterFunc(left, func() {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			x.later = nil
+			x.grant()
+		})
+	}
+	return false
 }
 
 // buffer returns n bytes of any content; recycle takes them back.

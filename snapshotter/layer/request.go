@@ -102,8 +102,8 @@ func (l *Layer) giveWay(q *request) {
 	}
 }
 
-// takeBuffered reads a member into memory; it is decompressed on another
-// goroutine, which work counts. An error is the transport's.
+// takeBuffered reads a member into memory; it is decompressed on another goroutine,
+// which work counts unless it may wait for long. An error is the transport's.
 func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	lim := l.o.Limits
 	size := l.idx.Members[f.member].Size
@@ -112,30 +112,60 @@ func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 		return err
 	}
 	raw := lim.buffer(size)
-	_, err = io.ReadFull(b, raw)
-	if err == nil {
-		l.mu.Lock()
-		urgent := f.demanded
-		l.mu.Unlock()
-		err = lim.work(l.ctx, urgent)
-	}
-	if err != nil {
+	drop := func() {
 		lim.recycle(raw)
 		release()
+	}
+	if _, err := io.ReadFull(b, raw); err != nil {
+		drop()
 		return err
 	}
-	work.Add(1)
-	go func() {
-		defer work.Done()
+	p, h := l.line(f)
+	decode := func() {
 		defer release()
 		began := time.Now()
 		d, err := l.decode(f.member, bytes.NewReader(raw))
 		l.stats.decode.Add(int64(time.Since(began)))
-		lim.done()
+		lim.done(p)
 		lim.recycle(raw)
 		l.finish(f, d, err)
-	}()
+	}
+	if h == spare {
+		// Neither the response nor the gate waits for it.
+		l.requests.Add(1)
+		go func() {
+			defer l.requests.Done()
+			if err := lim.await(l.ctx, p); err != nil {
+				drop()
+				l.fail([]*flight{f}, err)
+				return
+			}
+			decode()
+		}()
+		return nil
+	}
+	if err := lim.await(l.ctx, p); err != nil {
+		drop()
+		return err
+	}
+	work.Go(decode)
 	return nil
+}
+
+// line gives a member whose bytes have come its place in the line for a worker, where
+// who joins it later finds it.
+func (l *Layer) line(f *flight) (*place, haste) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := spare
+	switch {
+	case f.demanded:
+		h = now
+	case f.expected:
+		h = soon
+	}
+	f.place = l.o.Limits.line(h)
+	return f.place, h
 }
 
 // takeStreamed decompresses a member as it arrives. It takes no worker's place,

@@ -60,7 +60,15 @@ func (s *stream) decodeLater(ctx context.Context, g int, raw []byte) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	free := func() { <-s.slots }
+	early, err := s.awaitEarly(ctx)
+	free := func() {
+		early()
+		<-s.slots
+	}
+	if err != nil {
+		free()
+		return err
+	}
 	release, err := s.limits.Hold(ctx, int64(len(raw))+s.table.Groups[g].ContentBytes())
 	if err != nil {
 		free()
@@ -82,6 +90,24 @@ func (s *stream) decodeLater(ctx context.Context, g int, raw []byte) error {
 		s.deliver(g, pieces)
 	})
 	return nil
+}
+
+// awaitEarly lets half of the processors decode while the image is not mounted yet: the
+// others mount it, and nobody reads before.
+func (s *stream) awaitEarly(ctx context.Context) (free func(), err error) {
+	select {
+	case <-s.mounted:
+		return func() {}, nil
+	default:
+	}
+	select {
+	case s.early <- struct{}{}:
+		return func() { <-s.early }, nil
+	case <-s.mounted:
+		return func() {}, nil
+	case <-ctx.Done():
+		return func() {}, ctx.Err()
+	}
 }
 
 // decode returns the chunks of a group that may belong somewhere.

@@ -284,7 +284,7 @@ func (e *Engine) Mounting(layers []source.Layer, readers []*layer.Layer) {
 // Mounted implements images.Watcher.
 func (e *Engine) Mounted(layers []source.Layer, s images.Step) {
 	if st := e.start(top(layers)); st != nil {
-		st.event(string(s))
+		st.step(s)
 	}
 }
 

@@ -37,7 +37,8 @@ type start struct {
 	found    *found
 	outcome  string // why the stream ended early
 	complete bool
-	mounted  time.Time // zero until the image was mounted anew
+	mounted  time.Time     // zero until the image was mounted anew
+	readable chan struct{} // closed once it is mounted
 	created  time.Time
 	over     bool
 	final    Counters // once over
@@ -54,7 +55,7 @@ type part struct {
 }
 
 func newStart(e *Engine, ref, repo string, manifest digest.Digest) *start {
-	return &start{e: e, ref: ref, repo: repo, manifest: manifest, began: time.Now(), events: map[string]time.Duration{}}
+	return &start{e: e, ref: ref, repo: repo, manifest: manifest, began: time.Now(), events: map[string]time.Duration{}, readable: make(chan struct{})}
 }
 
 // event notes when something happened for the first time.
@@ -159,6 +160,20 @@ func (st *start) mounting(layers []source.Layer, readers []*layer.Layer) {
 	}
 }
 
+// step notes a step of the mount.
+func (st *start) step(s images.Step) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.eventLocked(string(s))
+	if s == images.StepMounted {
+		select {
+		case <-st.readable:
+		default:
+			close(st.readable)
+		}
+	}
+}
+
 // containerCreated notes the first container.
 func (st *start) containerCreated() {
 	st.mu.Lock()
@@ -183,7 +198,7 @@ func (st *start) use(f *found) {
 	st.found = f
 	s := newStream(streamOptions{
 		table: f.table, own: f.own, open: st.opener(f), budget: st.budget, judge: st.judge,
-		gate: st.e.o.Gate, limits: st.e.o.Limits, event: st.event, spawn: st.e.spawn, log: st.e.log.With("image", st.ref),
+		gate: st.e.o.Gate, limits: st.e.o.Limits, mounted: st.readable, event: st.event, spawn: st.e.spawn, log: st.e.log.With("image", st.ref),
 	})
 	st.stream = s
 	for _, p := range st.parts {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,6 +61,8 @@ type streamOptions struct {
 	judge  func() (read, hit int)
 	gate   layer.Gate
 	limits *layer.Limits
+	// mounted is closed once the image can be read.
+	mounted <-chan struct{}
 	// event is told what happened, by the name of a timeline's event.
 	event func(name string)
 	// spawn runs what nobody waits for.
@@ -93,6 +96,7 @@ type stream struct {
 
 	decoders *decoders
 	slots    chan struct{} // of groups between the network and the cache
+	early    chan struct{} // of those that are decoded before the image is mounted
 	work     sync.WaitGroup
 
 	mu       sync.Mutex
@@ -132,7 +136,8 @@ func newStream(o streamOptions) *stream {
 	s := &stream{
 		streamOptions: o, offsets: make([]int64, n+1), groupOf: make(map[uint64]int32, o.table.Chunks()), epoch: time.Now(),
 		state: make([]atomic.Uint32, n), done: make([]chan struct{}, n), over: make(chan struct{}),
-		decoders: sharedDecoders(), slots: make(chan struct{}, maxDecoding), targets: map[[32]byte][]target{}, changed: make(chan struct{}),
+		decoders: sharedDecoders(), slots: make(chan struct{}, maxDecoding),
+		early: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), targets: map[[32]byte][]target{}, changed: make(chan struct{}),
 	}
 	for i := range o.table.Groups {
 		g := &o.table.Groups[i]
