@@ -118,7 +118,7 @@ func (s *Snapshotter) rewrite(ctx context.Context, key string, m []mount.Mount) 
 	for i, r := range runs(chain) {
 		if !r.lazy() {
 			for _, p := range r {
-				lower = append([]string{filepath.Join(s.cfg.Root, "snapshots", p.id, "fs")}, lower...)
+				lower = append([]string{filepath.Join(s.snapshotDir(p.id), "fs")}, lower...)
 			}
 			continue
 		}

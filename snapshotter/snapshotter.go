@@ -23,7 +23,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/apparate/apparate/snapshotter/images"
@@ -265,30 +264,4 @@ func (s *Snapshotter) Close() error {
 	s.stop()
 	s.wg.Wait()
 	return s.Snapshotter.Close()
-}
-
-// commitLazy records the layer as a committed snapshot without content of its own.
-func (s *Snapshotter) commitLazy(ctx context.Context, key, parent, target string, src source.Layer, opts []snapshots.Opt) error {
-	if _, err := s.Snapshotter.Prepare(ctx, key, parent, opts...); err != nil {
-		return err
-	}
-	labels, err := lazyLabels(src)
-	if err == nil {
-		err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-			_, err := storage.CommitActive(ctx, key, target, snapshots.Usage{}, append(opts, snapshots.WithLabels(labels))...)
-			return err
-		})
-	}
-	if err != nil {
-		// Another pull of the same image may have committed the target: either
-		// way the active snapshot is ours to take back.
-		if rerr := s.Snapshotter.Remove(context.WithoutCancel(ctx), key); rerr != nil && !errdefs.IsNotFound(rerr) {
-			err = errors.Join(err, rerr)
-		}
-		if !errdefs.IsAlreadyExists(err) {
-			return fmt.Errorf("commit lazy layer %s: %w", src.Digest, err)
-		}
-	}
-	s.cfg.Metrics.lazy()
-	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 }

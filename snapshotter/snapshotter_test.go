@@ -321,7 +321,8 @@ func TestFallback(t *testing.T) {
 
 func TestParallelPullsOfOneImage(t *testing.T) {
 	ctx := testContext(t)
-	s, _ := newTest(t, t.TempDir())
+	root := t.TempDir()
+	s, _ := newTest(t, root)
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Add(1)
@@ -337,6 +338,14 @@ func TestParallelPullsOfOneImage(t *testing.T) {
 	n := 0
 	if err := s.Walk(ctx, func(context.Context, snapshots.Info) error { n++; return nil }); err != nil || n != 1 {
 		t.Fatalf("%d snapshots, %v; want the one that was asked for", n, err)
+	}
+	// Those that came too late took their directories back, and not that of the first.
+	dirs, err := filepath.Glob(filepath.Join(root, "snapshots", "*"))
+	if err != nil || len(dirs) != 1 {
+		t.Fatalf("directories %v, %v; want one", dirs, err)
+	}
+	if st, err := os.Stat(filepath.Join(dirs[0], "fs")); err != nil || st.Mode() != os.ModeDir|0o755 {
+		t.Errorf("the snapshot's content: %v, %v", st, err)
 	}
 }
 

@@ -95,6 +95,9 @@ func (h *holder) watch(ctx context.Context, c *child, replace <-chan os.Signal) 
 		case ok := <-ready:
 			ready = nil
 			h.announce(ok)
+			if err := lean(); err != nil {
+				h.Logger.Debug("memory was not given back", "error", err)
+			}
 		case <-replace:
 			h.Logger.Info("replacing the daemon", "pid", c.cmd.Process.Pid)
 			h.stop(c, syscall.SIGUSR2)

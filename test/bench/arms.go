@@ -36,8 +36,10 @@ type arm struct {
 	peer peers.Peer
 	// profile is which one lies beside the image: one of those below, or none.
 	profile string
-	// again names the arm that this one repeats, to show the noise.
-	again string
+	// again names the arm that this one repeats, to show the noise, or what a change
+	// does: before says that it does so with the program of --against.
+	again  string
+	before bool
 }
 
 const (
@@ -53,6 +55,8 @@ const (
 	armApparate  = "apparate"
 	armAgain     = "apparate-again"
 	armOwn       = "apparate-profile"
+	armBefore    = "before"
+	armBeforeOwn = "before-profile"
 )
 
 // Profiles of arms.
@@ -96,6 +100,8 @@ func arms(workload func(repository string) (peers.Workload, error)) []arm {
 		arm{name: armOwn, about: "ours with the image's profile, recorded on another run", kind: ours, profile: profileOwn},
 		arm{name: "apparate-wrong", about: "ours with the profile of another image", kind: ours, profile: profileWrong},
 		arm{name: "apparate-stale", about: "ours with a profile of which half is of another image", kind: ours, profile: profileStale},
+		arm{name: armBefore, about: "another build of ours, without a profile", kind: ours, again: armApparate, before: true},
+		arm{name: armBeforeOwn, about: "another build of ours, with the image's profile", kind: ours, again: armOwn, before: true},
 	)
 }
 

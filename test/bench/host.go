@@ -49,6 +49,9 @@ func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...str
 		h.snapshotter, o.Config, o.Path, o.SnapshotDirs = setup.Snapshotter, setup.Config, setup.Path, setup.SnapshotDirs
 	case a.kind == ours:
 		h.snapshotter, o.Snapshotter, o.SnapshotterArgs = node.Apparate, b.apparate, args
+		if a.before {
+			o.Snapshotter = b.against
+		}
 	}
 	if h.node, err = node.Start(ctx, o); err != nil {
 		return h, err

@@ -29,6 +29,7 @@ type options struct {
 	rounds, bursts, steady  int
 	limit                   time.Duration
 	out, state, from, reads string
+	against                 string
 }
 
 func main() {
@@ -44,6 +45,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "out", "directory of bench.json, bench.md and the plots")
 	flag.StringVar(&o.state, "state", "", "directory that keeps the registry between calls; by default a new one, which is removed")
 	flag.StringVar(&o.from, "from", "", "measure nothing: make tables and plots of this bench.json")
+	flag.StringVar(&o.against, "against", "", "another build of the apparate program: its starts are measured in the same rounds, to see what a change does")
 	flag.StringVar(&o.reads, "readme", "", "README whose tables between the bench markers are replaced")
 	flag.Parse()
 

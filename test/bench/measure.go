@@ -22,6 +22,7 @@ type bench struct {
 	progress io.Writer
 	tools    map[string]string
 	apparate string // our own program
+	against  string // another build of it, where there is one
 	dir      string // of all state
 	registry *node.Registry
 	wires    []*link.Wire     // of plan.networks
@@ -33,7 +34,7 @@ type bench struct {
 // measure does what p says. The results are those until the error, nil where there
 // are none.
 func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Results, err error) {
-	b := &bench{plan: p, progress: progress, local: map[string]*host{}, results: &Results{Tier: o.tier, Began: time.Now(), Peers: map[string]string{}}}
+	b := &bench{plan: p, progress: progress, against: o.against, local: map[string]*host{}, results: &Results{Tier: o.tier, Began: time.Now(), Peers: map[string]string{}}}
 	if b.arms, err = choose("arm", strings.Join(names(p.arms, armName), ","), arms(b.workload), armName); err != nil {
 		return nil, err
 	}

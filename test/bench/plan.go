@@ -68,7 +68,7 @@ func newPlan(o options) (plan, error) {
 	}
 	p.networks, errs[0] = choose("network", o.networks, networks(), networkName)
 	// The peers are made anew for the bench, which knows the workloads.
-	p.arms, errs[1] = choose("arm", o.arms, armsOnly(), armName)
+	p.arms, errs[1] = choosePlanned(o)
 	if o.images != "" {
 		t.images, errs[2] = choose("image", o.images, images.All(), func(s string) string { return s })
 	}
@@ -89,6 +89,33 @@ func newPlan(o options) (plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// choosePlanned returns the arms of the command line. Those of the other build come with
+// it, for the arms that it can be compared with.
+func choosePlanned(o options) ([]arm, error) {
+	var usual, others []arm
+	for _, a := range armsOnly() {
+		if a.before {
+			others = append(others, a)
+		} else {
+			usual = append(usual, a)
+		}
+	}
+	chosen, err := choose("arm", o.arms, usual, armName)
+	if err != nil || o.against == "" {
+		return chosen, err
+	}
+	n := len(chosen)
+	for _, other := range others {
+		if slices.ContainsFunc(chosen[:n], func(a arm) bool { return a.name == other.again }) {
+			chosen = append(chosen, other)
+		}
+	}
+	if len(chosen) == n {
+		return nil, fmt.Errorf("--against needs the arm %s or %s: name it with --arms", armApparate, armOwn)
+	}
+	return chosen, nil
 }
 
 // job is one start to be measured.

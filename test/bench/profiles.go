@@ -121,7 +121,7 @@ func (b *bench) recordProfile(ctx context.Context, s *subject) (startProfile, er
 	if err := b.recordAndPush(ctx, s, b.registry.Addr+"/"+there); err != nil {
 		return startProfile{}, err
 	}
-	s.names[armOwn] = there
+	s.names[armOwn], s.names[armBeforeOwn] = there, there
 	client, ref, err := b.manifest(there)
 	if err != nil {
 		return startProfile{}, err

@@ -100,6 +100,35 @@ func TestPlan(t *testing.T) {
 
 // TestReadme proves that only what is between the markers changes, and that a README
 // without them is refused.
+// TestAgainst: the other build's starts come with the arms they are compared with, and
+// their table says how much of its time ours take.
+func TestAgainst(t *testing.T) {
+	o := options{tier: "smoke", arms: "warm,apparate", against: "/there/apparate", rounds: -1, bursts: -1, steady: -1}
+	p, err := newPlan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(names(p.arms, armName), ","); got != "warm,apparate,before" {
+		t.Errorf("arms %s", got)
+	}
+	o.against, o.arms = "", ""
+	if p, err := newPlan(o); err != nil || strings.Contains(strings.Join(names(p.arms, armName), ","), "before") {
+		t.Errorf("without another build: %v, %v", names(p.arms, armName), err)
+	}
+	if _, err := newPlan(options{tier: "smoke", arms: "warm", against: "/there/apparate"}); err == nil || !strings.Contains(err.Error(), "--arms") {
+		t.Errorf("nothing to compare: %v", err)
+	}
+	r := example()
+	for i := range r.Runs {
+		if r.Runs[i].Arm == armAgain {
+			r.Runs[i].Arm, r.Runs[i].Seconds = armBefore, 2
+		}
+	}
+	if got := newView(r).noise(); !strings.Contains(got, "apparate takes 0.50 (") {
+		t.Errorf("noise: %s", got)
+	}
+}
+
 func TestReadme(t *testing.T) {
 	whole := "before\n" + readmeBegin + "old\n" + readmeEnd + "after\n"
 	got, err := between(whole, summary(example()))

@@ -178,12 +178,18 @@ func (v *view) conversions() string {
 	return t.String()
 }
 
-// noise says how much two arms differ that are the same.
+// noise says how much two arms differ that are the same, and how much two builds do.
 func (v *view) noise() string {
 	var s strings.Builder
 	for _, n := range v.Networks {
 		for _, a := range v.arms() {
 			if a.again == "" {
+				continue
+			}
+			if a.before {
+				if pairs := v.pairs(n.Name, a.again, func(string) string { return a.name }); len(pairs) > 0 {
+					fmt.Fprintf(&s, "- %s: %s takes %s of the time of the other build.\n", n.Name, a.again, ratioOf(pairs))
+				}
 				continue
 			}
 			pairs := v.pairs(n.Name, a.name, func(string) string { return a.again })
