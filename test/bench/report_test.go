@@ -84,6 +84,19 @@ func TestMarkdown(t *testing.T) {
 }
 
 // TestPlan proves that each round has every start once, in an order of its own.
+// TestKept: a conversion of an earlier call has a size, and no time that could be compared.
+func TestKept(t *testing.T) {
+	r := example()
+	r.Images[0].Variants["stargz"] = Variant{Tag: "v1-stargz", Size: 101e6}
+	v := newView(r)
+	if got := v.conversions(); !strings.Contains(got, "1.010; –") || !strings.Contains(got, "1.010; 5.0") {
+		t.Errorf("conversions: %s", got)
+	}
+	if got := v.otherTargets(); !strings.Contains(got, "| seconds of conversion by stargz's, which starts a node for it | – |") || !strings.Contains(got, "by stargz's | 1.00 ≤") {
+		t.Errorf("targets: %s", got)
+	}
+}
+
 func TestPlan(t *testing.T) {
 	p, err := newPlan(options{tier: "smoke", images: "nginx", networks: "WAN200,LAN1G", arms: "warm,apparate", rounds: -1, bursts: -1, steady: -1})
 	if err != nil {

@@ -68,8 +68,8 @@ type Variant struct {
 	Tag string `json:"tag"`
 	// Size is what a full pull of it fetches.
 	Size int64 `json:"size"`
-	// Seconds that making it took, pull and push included; of a second call of the
-	// same conversion nearly none.
+	// Seconds that making it took, pull and push included; 0 where an earlier call with
+	// the same --state had made it.
 	Seconds float64 `json:"seconds"`
 }
 

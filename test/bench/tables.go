@@ -171,7 +171,11 @@ func (v *view) conversions() string {
 				row = append(row, "–")
 				continue
 			}
-			row = append(row, fmt.Sprintf("%.3f; %.1f", float64(made.Size)/float64(i.Size), made.Seconds))
+			took := "–"
+			if made.Seconds > 0 {
+				took = fmt.Sprintf("%.1f", made.Seconds)
+			}
+			row = append(row, fmt.Sprintf("%.3f; %s", float64(made.Size)/float64(i.Size), took))
 		}
 		t.add(row...)
 	}

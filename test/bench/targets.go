@@ -142,6 +142,8 @@ func (v *view) otherTargets() string {
 		made, theirs := i.Variants[armApparate], i.Variants["stargz"]
 		if made.Size > 0 && theirs.Size > 0 {
 			size = append(size, float64(made.Size)/float64(theirs.Size))
+		}
+		if made.Seconds > 0 && theirs.Seconds > 0 {
 			slower = append(slower, made.Seconds/theirs.Seconds)
 		}
 	}
