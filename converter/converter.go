@@ -107,6 +107,9 @@ type Request struct {
 	// Force converts again what is up to date, without reusing layers, and
 	// overwrites a target that somebody else made.
 	Force bool
+	// Predict gives an image to which no profile can be carried over one that is told
+	// from it alone.
+	Predict bool
 	// Progress gets events as they happen, one at a time; it must not block for
 	// long. It may be nil.
 	Progress func(Event) `json:"-"`
@@ -154,8 +157,9 @@ type Result struct {
 	BytesIn, BytesOut int64
 	// SourceSize and TargetSize are the compressed sizes of the distinct layers.
 	SourceSize, TargetSize int64
-	// Profiles is how many start-up profiles of the previous image were carried over.
-	Profiles int
+	// Profiles is how many start-up profiles of the previous image were carried over,
+	// and Predicted how many were told from the image alone.
+	Profiles, Predicted int
 	// Elapsed is how long it took.
 	Elapsed time.Duration
 }

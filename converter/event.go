@@ -41,6 +41,9 @@ const (
 	// ProfileLost: it could not be carried over; the image starts without, until
 	// another is made. [Platform, Digest: the image's manifest, Error: why]
 	ProfileLost EventType = "profile-lost"
+	// ProfilePredicted: the image has a start-up profile that was told from what it
+	// starts. [Platform, Digest: the profile's manifest, Reason: how much is in it]
+	ProfilePredicted EventType = "profile-predicted"
 	// UpToDate: there was nothing to do. [Digest: the target's]
 	UpToDate EventType = "up-to-date"
 	// Failed: the conversion ended without a result. [Reason: the fault's kind,

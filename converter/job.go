@@ -112,7 +112,7 @@ func (j *job) publish(ctx context.Context, top pushed) error {
 	}
 	j.result.TargetDigest = top.digest
 	j.emit(Event{Type: Tagged, Digest: top.digest})
-	j.carryProfiles(ctx)
+	j.giveProfiles(ctx)
 	return nil
 }
 

@@ -117,4 +117,7 @@ type Summary struct {
 	// CarriedFrom is the digest of the platform manifest whose profile this one
 	// was taken over from, "" if it was made of samples of this image.
 	CarriedFrom string `json:"carriedFrom,omitempty"`
+	// Predicted says that the profile was told from the image alone, before anybody had
+	// started it: then Samples is 0.
+	Predicted bool `json:"predicted,omitempty"`
 }

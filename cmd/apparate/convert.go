@@ -52,6 +52,7 @@ loopback addresses may be without TLS.`,
 	fl.StringSliceVar(&f.req.Platforms, "platform", nil, "keep only these platforms, such as linux/amd64 (default: all)")
 	fl.StringVar(&f.format, "format", string(encode.EStargz), "estargz (tar+gzip, which everything pulls) or zstd:chunked (tar+zstd, quicker to decompress)")
 	fl.StringVar(&f.output, "output", "text", "text, or json for one line of JSON for each event")
+	fl.BoolVar(&f.req.Predict, "predict", false, "give the image a start-up profile that is told from its entrypoint, until starts are recorded")
 	fl.BoolVar(&f.req.Force, "force", false, "convert again although nothing changed, and overwrite a target that apparate did not make")
 	fl.BoolVar(&f.req.PlainHTTP, "plain-http", false, "allow registries without TLS")
 	fl.BoolVar(&f.req.Insecure, "insecure", false, "accept any TLS certificate")

@@ -31,13 +31,13 @@ A cluster with the operator makes profiles by itself. By hand: start the image o
 with the snapshotter, then 'apparate profile push IMAGE' on that node.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q: use record, show or push", args[0])}
+				return usageError{fmt.Errorf("unknown command %q: use record, show, push or predict", args[0])}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newProfileRecordCommand(), newProfileShowCommand(), newProfilePushCommand())
+	cmd.AddCommand(newProfileRecordCommand(), newProfileShowCommand(), newProfilePushCommand(), newProfilePredictCommand())
 	return cmd
 }
 

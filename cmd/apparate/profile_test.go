@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	api "github.com/apparate/apparate/api/profile"
@@ -58,6 +60,9 @@ func newProfileLab(t *testing.T) *profileLab {
 	}
 	tag, err := name.NewTag(l.plain)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if img, err = mutate.Config(img, v1.Config{Entrypoint: []string{"/bin/program"}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := remote.Write(tag, img); err != nil {
@@ -143,6 +148,16 @@ func TestProfileCommands(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "app.json")
 	l.fails([]string{"no snapshotter answers"}, "record", l.image, "--status-address", l.socket)
 	l.fails([]string{"no start-up profile", "apparate profile push"}, "show", l.image)
+	if out := l.must("predict", l.image); !strings.Contains(out, "has the profile sha256:") || !strings.Contains(out, "1 chunks of 1 files") {
+		t.Errorf("predict: %s", out)
+	}
+	if out := l.must("show", l.image); !strings.Contains(out, "before anybody had started it") || !strings.Contains(out, "bin/program") {
+		t.Errorf("show what was predicted: %s", out)
+	}
+	var again []predicted
+	if err := json.Unmarshal([]byte(l.must("predict", l.image, "-o", "json")), &again); err != nil || len(again) != 1 || again[0].Done {
+		t.Errorf("predict again: %+v, %v", again, err)
+	}
 	l.serve()
 
 	l.must("record", l.image, "--status-address", l.socket, "-o", file)
@@ -187,7 +202,7 @@ func TestProfileCommandsFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo := strings.TrimSuffix(l.image, ":v1-apparate")
-	l.fails([]string{"record, show or push"}, "nonsense")
+	l.fails([]string{"record, show, push or predict"}, "nonsense")
 	l.fails([]string{"one image"}, "record")
 	l.fails([]string{"use text or json"}, "show", l.image, "-o", "yaml")
 	l.fails([]string{"--share"}, "push", l.image, "--share", "2")

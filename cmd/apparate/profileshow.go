@@ -186,6 +186,9 @@ func (p *shownProfile) print(w io.Writer) error {
 	if s.CarriedFrom != "" {
 		from += ", carried over from " + s.CarriedFrom
 	}
+	if s.Predicted {
+		from = "what the image starts, before anybody had started it"
+	}
 	line("made of", "%s", from)
 	line("pack", "%s in %d groups; %d chunks, %s unpacked, the last needed after %d ms", bytesText(p.PackBytes), p.Groups, p.Chunks, bytesText(p.ContentBytes), p.LastMillis)
 	if s.HeldOut > 0 {

@@ -47,8 +47,10 @@ func (p *progress) event(e converter.Event) {
 		p.in[e.Layer], p.fresh[e.Layer] = 0, 0
 	case converter.ProfileCarried:
 		p.line("the start-up profile was carried over: %s", e.Reason)
+	case converter.ProfilePredicted:
+		p.line("a start-up profile was told from what the image starts: %s", e.Reason)
 	case converter.ProfileLost:
-		p.line("the start-up profile could not be carried over: %s", e.Error)
+		p.line("the image has no start-up profile yet: %s", e.Error)
 	default: // the result says the rest
 	}
 	p.update(e.Time)

@@ -27,10 +27,10 @@ type Carried struct {
 // Carry gives the image to the profile of the image from, in the same
 // repository: what was needed to start the one is mostly what the other needs,
 // and chunks are known by their content. done is false where there is nothing to
-// carry over: from has no profile, to has one of its own, or they share no chunk of it.
+// carry over: from has no profile of starts, to has one of its own, or they share no chunk of it.
 func Carry(ctx context.Context, client *registry.Client, from, to name.Digest, o BuildOptions) (c Carried, done bool, err error) {
 	old, ok, err := Find(ctx, client, from)
-	if err != nil || !ok {
+	if err != nil || !ok || old.Summary.Predicted { // of the new image more can be told
 		return Carried{}, false, err
 	}
 	if _, has, err := Find(ctx, client, to); err != nil || has {

@@ -54,8 +54,10 @@ type Image struct {
 	// CompressedSize is that of all layers together.
 	CompressedSize int64
 
-	client *registry.Client
-	repo   *registry.Repository
+	client     *registry.Client
+	repo       *registry.Repository
+	config     string // digest of the image's config
+	configSize int64
 
 	mu     sync.Mutex
 	places map[[32]byte]Place
@@ -92,6 +94,10 @@ func Load(ctx context.Context, client *registry.Client, ref name.Digest) (*Image
 		return nil, err
 	}
 	var doc struct {
+		Config struct {
+			Digest string `json:"digest"`
+			Size   int64  `json:"size"`
+		} `json:"config"`
 		Layers []struct {
 			Digest      string            `json:"digest"`
 			Size        int64             `json:"size"`
@@ -109,7 +115,7 @@ func Load(ctx context.Context, client *registry.Client, ref name.Digest) (*Image
 	if mt == "" {
 		mt = mediaTypeManifest
 	}
-	im := &Image{Ref: ref, MediaType: mt, Size: int64(len(m.Raw)), client: client, places: make(map[[32]byte]Place)}
+	im := &Image{Ref: ref, MediaType: mt, Size: int64(len(m.Raw)), client: client, config: doc.Config.Digest, configSize: doc.Config.Size, places: make(map[[32]byte]Place)}
 	lazy := 0
 	for _, d := range doc.Layers {
 		l := Layer{Digest: d.Digest, Size: d.Size, TOCDigest: d.Annotations[image.AnnotationTOCDigest]}
@@ -149,18 +155,23 @@ func (im *Image) Locate(ctx context.Context, wanted func(sum [32]byte) bool, nam
 			if err != nil {
 				return err
 			}
-			im.mu.Lock()
-			defer im.mu.Unlock()
-			for sum, p := range found {
-				// The lowest layer with the content, whichever was read first.
-				if have, ok := im.places[sum]; !ok || p.Layer < have.Layer {
-					im.places[sum] = p
-				}
-			}
+			im.keep(found)
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// keep remembers where the chunks of a layer are.
+func (im *Image) keep(found map[[32]byte]Place) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for sum, p := range found {
+		// The lowest layer with the content, whichever was read first.
+		if have, ok := im.places[sum]; !ok || p.Layer < have.Layer {
+			im.places[sum] = p
+		}
+	}
 }
 
 // Place says where a chunk is, among those that Locate was asked for.

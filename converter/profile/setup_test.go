@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/klauspost/compress/zstd"
 
@@ -35,6 +37,7 @@ type lab struct {
 	host   string
 	client *registry.Client
 	format encode.Format // of converted images
+	start  []string      // their entrypoint
 }
 
 func newLabAt(t testing.TB, host string) *lab {
@@ -118,6 +121,11 @@ func (l *lab) convert(layers ...[]file) (name.Digest, []converter.Event) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	if len(l.start) > 0 {
+		if img, err = mutate.Config(img, v1.Config{Entrypoint: l.start}); err != nil {
+			l.t.Fatal(err)
+		}
+	}
 	tag, err := name.NewTag(l.host + "/app:v1")
 	if err != nil {
 		l.t.Fatal(err)
@@ -128,7 +136,7 @@ func (l *lab) convert(layers ...[]file) (name.Digest, []converter.Event) {
 	var mu sync.Mutex
 	var events []converter.Event
 	res, err := converter.New(converter.Options{TempDir: l.t.TempDir(), RetryWait: time.Millisecond}).Convert(l.t.Context(), converter.Request{
-		Source: tag.String(), Format: l.format, Progress: func(e converter.Event) {
+		Source: tag.String(), Format: l.format, Predict: len(l.start) > 0, Progress: func(e converter.Event) {
 			mu.Lock()
 			defer mu.Unlock()
 			events = append(events, e)

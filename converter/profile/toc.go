@@ -43,6 +43,11 @@ func retrying(ctx context.Context, f func() error) error {
 
 // locate finds the wanted chunks of one layer.
 func (im *Image) locate(ctx context.Context, layer int, wanted func(sum [32]byte) bool, names bool) (map[[32]byte]Place, error) {
+	return im.readTOC(ctx, layer, func() tocReader { return tocReader{wanted: wanted, names: names} })
+}
+
+// readTOC reads the table of contents of a layer. begin is called for each try.
+func (im *Image) readTOC(ctx context.Context, layer int, begin func() tocReader) (map[[32]byte]Place, error) {
 	l := &im.Layers[layer]
 	var found map[[32]byte]Place
 	err := retrying(ctx, func() error {
@@ -51,7 +56,8 @@ func (im *Image) locate(ctx context.Context, layer int, wanted func(sum [32]byte
 			return err
 		}
 		defer func() { _ = body.Close() }() // everything that matters was read
-		t := tocReader{layer: layer, end: l.tocOffset, wanted: wanted, names: names}
+		t := begin()
+		t.layer, t.end = layer, l.tocOffset
 		found, err = t.read(body, l.TOCDigest)
 		var known *fault.Error
 		if err != nil && !errors.As(err, &known) {
@@ -68,6 +74,7 @@ func (im *Image) locate(ctx context.Context, layer int, wanted func(sum [32]byte
 type tocEntry struct {
 	Name        string `json:"name"`
 	Type        string `json:"type"`
+	LinkName    string `json:"linkName"`
 	Size        int64  `json:"size"`
 	Offset      int64  `json:"offset"`
 	InnerOffset int64  `json:"innerOffset"`
@@ -78,10 +85,12 @@ type tocEntry struct {
 
 // tocReader reads one TOC and keeps what is wanted of it.
 type tocReader struct {
-	layer   int
-	end     int64 // where the content ends in the blob
-	wanted  func(sum [32]byte) bool
-	names   bool
+	layer  int
+	end    int64 // where the content ends in the blob
+	wanted func(sum [32]byte) bool
+	names  bool
+	// each, if set, is given every entry, with the chunk of those that have one.
+	each    func(e *tocEntry, c *chunkOf)
 	found   map[[32]byte]Place
 	offsets []int64 // of members
 	file    int64   // size of the file whose chunks are being read
@@ -182,35 +191,45 @@ func (t *tocReader) entries(dec *json.Decoder, step func()) error {
 // entry notes an entry. What makes no sense is no chunk: only its content could
 // tell what it is, and that is checked.
 func (t *tocReader) entry(e *tocEntry) error {
+	c, err := t.content(e)
+	if t.each != nil && err == nil {
+		t.each(e, c)
+	}
+	return err
+}
+
+// content notes the chunk of an entry and returns it, nil where it has none that counts.
+func (t *tocReader) content(e *tocEntry) (*chunkOf, error) {
 	switch e.Type {
 	case "reg":
 		t.file = e.Size
 	case "chunk":
 	default:
-		return nil
+		return nil, nil
 	}
 	if e.ChunkDigest == "" || t.file <= 0 {
-		return nil
+		return nil, nil
 	}
 	if n := len(t.offsets); n == 0 || t.offsets[n-1] != e.Offset {
 		if n >= maxOffsets {
-			return fmt.Errorf("it has more than %d members", maxOffsets)
+			return nil, fmt.Errorf("it has more than %d members", maxOffsets)
 		}
 		t.offsets = append(t.offsets, e.Offset)
 	}
 	sum, size, ok := t.chunk(e)
 	if !ok || !t.wanted(sum) {
-		return nil
+		return nil, nil
 	}
+	c := &chunkOf{e.ChunkOffset, size, sum}
 	if _, have := t.found[sum]; have {
-		return nil
+		return c, nil
 	}
 	p := Place{Layer: t.layer, Size: size, offset: e.Offset, inner: e.InnerOffset}
 	if t.names {
 		p.Name = e.Name
 	}
 	t.found[sum] = p
-	return nil
+	return c, nil
 }
 
 // chunk reads the digest and size of an entry's chunk; ok is false for what is beyond a limit.

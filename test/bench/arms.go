@@ -64,6 +64,8 @@ const (
 	profileOwn   = "own"
 	profileWrong = "wrong"
 	profileStale = "stale"
+	// profilePredicted was told from the image alone.
+	profilePredicted = "predicted"
 )
 
 // arms are all ways, in the order of the tables. What the peers record is asked of
@@ -97,6 +99,7 @@ func arms(workload func(repository string) (peers.Workload, error)) []arm {
 	return append(all,
 		arm{name: armApparate, about: "ours without a profile", kind: ours},
 		arm{name: armAgain, about: "the same once more, for the noise", kind: ours, again: armApparate},
+		arm{name: "apparate-predicted", about: "ours with a profile that is told from the image alone", kind: ours, profile: profilePredicted},
 		arm{name: armOwn, about: "ours with the image's profile, recorded on another run", kind: ours, profile: profileOwn},
 		arm{name: "apparate-wrong", about: "ours with the profile of another image", kind: ours, profile: profileWrong},
 		arm{name: "apparate-stale", about: "ours with a profile of which half is of another image", kind: ours, profile: profileStale},

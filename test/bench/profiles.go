@@ -39,6 +39,13 @@ func (b *bench) prepareProfiles(ctx context.Context) error {
 	if len(wanted) == 0 {
 		return nil
 	}
+	if a, ok := wanted[profilePredicted]; ok {
+		for i := range b.subjects {
+			if err := b.predictProfile(ctx, &b.subjects[i], a); err != nil {
+				return fmt.Errorf("the predicted profile of %s: %w", b.subjects[i].name, err)
+			}
+		}
+	}
 	var all []startProfile
 	for i := range b.subjects {
 		own, err := b.recordProfile(ctx, &b.subjects[i])
@@ -76,6 +83,16 @@ func (b *bench) prepareProfiles(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// predictProfile gives the image of an arm the profile that is told from it alone.
+func (b *bench) predictProfile(ctx context.Context, s *subject, a arm) error {
+	there, err := b.copyFor(ctx, s, a.name)
+	if err != nil {
+		return err
+	}
+	s.names[a.name] = there
+	return b.run(ctx, "profile", "predict", b.registry.Addr+"/"+there)
 }
 
 // withoutProfiles leaves out the arms whose image has no profile.
