@@ -20,13 +20,13 @@ const python = "usr/lib/python3.11/"
 func program(version string) [][]file {
 	return [][]file{
 		{
-			{"usr/bin/python3.11", append([]byte("\x7fELF"), text(1, 700<<10)...)}, {python + "encodings/__init__.py", text(2, 300)},
-			{python + "json.py", []byte("import decoder\n")}, {python + "decoder.py", text(3, 600<<10)}, {python + "unused.py", text(4, 5000)},
+			{"usr/bin/python3.11", append([]byte("\x7fELF"), text(1, 300<<10)...)}, {python + "encodings/__init__.py", text(2, 300)},
+			{python + "json.py", []byte("import decoder\n")}, {python + "decoder.py", text(3, 40<<10)}, {python + "unused.py", text(4, 5000)},
 			{"app/gone.py", text(5, 100)}, {"app/helper.py", []byte("import unused\n")}, {"etc/passwd", []byte("root:x:0:0\n")},
 		},
 		{
 			{"app/main.py", []byte("# " + version + "\nimport json, gone, helper\n")}, {"app/.wh.gone.py", nil}, {"app/helper.py", []byte("import os\n")},
-			{"data/large", text(6, 3<<20)},
+			{"data/large", text(6, 1<<20)},
 		},
 	}
 }
