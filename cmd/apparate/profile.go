@@ -70,6 +70,16 @@ func (f *profileFlags) image(image string) (*registry.Client, name.Reference, er
 	return client, ref, err
 }
 
+// platforms lists the platform manifests of an image, and returns what asks its registry.
+func (f *profileFlags) platforms(ctx context.Context, image string) (*registry.Client, []profile.Platform, error) {
+	client, ref, err := f.image(image)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := profile.Platforms(ctx, client, ref)
+	return client, all, err
+}
+
 func (f *profileFlags) check() error {
 	if f.output != "text" && f.output != "json" {
 		return usageError{fmt.Errorf("--output %q: use text or json", f.output)}

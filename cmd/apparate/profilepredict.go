@@ -52,11 +52,7 @@ A profile that the image has is left alone, and that of recorded starts takes th
 }
 
 func runProfilePredict(ctx context.Context, f *profileFlags, image string) ([]predicted, error) {
-	client, ref, err := f.image(image)
-	if err != nil {
-		return nil, err
-	}
-	platforms, err := profile.Platforms(ctx, client, ref)
+	client, platforms, err := f.platforms(ctx, image)
 	if err != nil {
 		return nil, err
 	}

@@ -94,11 +94,7 @@ type shownLayer struct {
 
 // findProfiles finds the profiles of an image, one for each platform that has any.
 func findProfiles(ctx context.Context, f *profileFlags, image string) ([]shownProfile, error) {
-	client, ref, err := f.image(image)
-	if err != nil {
-		return nil, err
-	}
-	platforms, err := profile.Platforms(ctx, client, ref)
+	client, platforms, err := f.platforms(ctx, image)
 	if err != nil {
 		return nil, err
 	}

@@ -101,16 +101,9 @@ func (p *predictor) needed(ctx context.Context, lib string, dirs []string) {
 
 // library lists a library with what it needs.
 func (p *predictor) library(ctx context.Context, name string) {
-	name, info, ok := p.regular(name)
-	if !ok || !p.first(name) {
-		return
+	if name, info, r, ok := p.openFirst(ctx, name); ok {
+		p.elf(ctx, name, info, r)
 	}
-	r, err := p.t.Open(ctx, name)
-	if err != nil {
-		p.err = err
-		return
-	}
-	p.elf(ctx, name, info, r)
 }
 
 // librarySearch is where libraries are: what the environment says, ld.so.conf(5) with
@@ -135,12 +128,7 @@ func (p *predictor) librarySearch(ctx context.Context) (dirs []string) {
 		if !ok {
 			continue
 		}
-		r, err := p.t.Open(ctx, name)
-		if err != nil {
-			p.err = err
-			return nil
-		}
-		for _, dir := range strings.FieldsFunc(text(r, info.Size), func(c rune) bool { return c == '\n' || c == ':' }) {
+		for _, dir := range strings.FieldsFunc(p.text(ctx, name, info), func(c rune) bool { return c == '\n' || c == ':' }) {
 			if dir = strings.TrimSpace(dir); path.IsAbs(dir) {
 				dirs = append(dirs, dir)
 			}

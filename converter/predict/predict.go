@@ -200,20 +200,15 @@ func (p *predictor) whole(name string) (string, bool) {
 }
 
 func (p *predictor) add(name string, off, size int64) {
-	if size > 0 {
+	if off >= 0 && size > 0 { // what a damaged file says of itself may be neither
 		p.ranges = append(p.ranges, Range{name, off, size})
 	}
 }
 
 // program lists a program with what it needs.
 func (p *predictor) program(ctx context.Context, name string) {
-	name, info, ok := p.regular(name)
-	if !ok || !p.first(name) {
-		return
-	}
-	r, err := p.t.Open(ctx, name)
-	if err != nil {
-		p.err = err
+	name, info, r, ok := p.openFirst(ctx, name)
+	if !ok {
 		return
 	}
 	var magic [4]byte
@@ -227,16 +222,33 @@ func (p *predictor) program(ctx context.Context, name string) {
 		}
 	case string(magic[:min(n, 2)]) == "#!":
 		p.add(name, 0, min(info.Size, wholeFile))
-		p.script(ctx, text(r, info.Size))
+		p.script(ctx, p.text(ctx, name, info))
 	default:
 		// An argument, which the program that it is for may read.
 		p.add(name, 0, min(info.Size, headOf))
 	}
 }
 
+// openFirst opens a regular file, by whatever name, that was not looked at before.
+func (p *predictor) openFirst(ctx context.Context, name string) (found string, info Info, r io.ReaderAt, ok bool) {
+	if name, info, ok = p.regular(name); !ok || !p.first(name) {
+		return "", Info{}, nil, false
+	}
+	r, err := p.t.Open(ctx, name)
+	if err != nil {
+		p.err = err
+	}
+	return name, info, r, err == nil
+}
+
 // text is the beginning of a file.
-func text(r io.ReaderAt, size int64) string {
-	b := make([]byte, min(size, maxText))
+func (p *predictor) text(ctx context.Context, name string, info Info) string {
+	r, err := p.t.Open(ctx, name)
+	if err != nil {
+		p.err = err
+		return ""
+	}
+	b := make([]byte, min(info.Size, maxText))
 	n, _ := r.ReadAt(b, 0) // what cannot be read is not looked at
 	return string(b[:n])
 }

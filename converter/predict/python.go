@@ -83,14 +83,9 @@ func (m *modules) path() (dirs []string) {
 // script lists a program in Python, which finds modules beside itself first.
 func (m *modules) script(ctx context.Context, name string) {
 	m.p.whole(name)
-	r, err := m.p.t.Open(ctx, name)
-	if err != nil {
-		m.p.err = err
-		return
-	}
 	info, _ := m.p.t.Lstat(name)
 	m.dirs = append([]string{path.Dir(name)}, m.dirs...)
-	m.imports(text(r, info.Size), "")
+	m.imports(m.p.text(ctx, name, info), "")
 }
 
 // want notes that a module is imported, and with it the packages that it is in.
@@ -157,15 +152,10 @@ func (m *modules) source(ctx context.Context, file string, info Info, name strin
 	if _, ok := m.p.whole(compiled); !ok {
 		m.p.add(file, 0, min(info.Size, wholeFile))
 	}
-	r, err := m.p.t.Open(ctx, file)
-	if err != nil {
-		m.p.err = err
-		return
-	}
 	if !pkg {
 		name = parent(name)
 	}
-	m.imports(text(r, info.Size), name)
+	m.imports(m.p.text(ctx, file, info), name)
 }
 
 // parent is the package that a module is in, "" for none.

@@ -20,9 +20,10 @@ type Measured struct {
 }
 
 // Tune measures the wire, corrects its delay by what the machine itself adds and its
-// token bucket by how late the machine's timers are, and measures again: it returns an error when the rate is off by more than 8 % or the
-// round trip by more than 10 %, twice in a row, in a few tries. Measurements rest on it,
-// so it runs before them, and not in a test: it is the machine that is checked.
+// token bucket by how late the machine's timers are, and measures again: it returns an
+// error when, in a few tries, the rate is never twice in a row off by at most 8 % and the
+// round trip by at most 10 %. Measurements rest on it, so it runs before them, and not in
+// a test: it is the machine that is checked.
 func (w *Wire) Tune(ctx context.Context) (Measured, error) {
 	const tries = 24
 	var last error
