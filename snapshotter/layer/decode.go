@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/apparate/apparate/snapshotter/inflate"
 	"github.com/apparate/apparate/snapshotter/toc"
 )
 
@@ -16,7 +18,7 @@ var errInner = errors.New("chunks overlap in their member")
 
 // decoded is the verified content of a member.
 type decoded struct {
-	buf    []byte   // the chunks one after another
+	buf    []byte   // the chunks one after another, or all of the member
 	chunks [][]byte // parts of buf, in the order of toc.Index.Chunks
 }
 
@@ -28,6 +30,62 @@ func (l *Layer) content(m int) int64 {
 		n += l.idx.Chunks[i].Size
 	}
 	return n
+}
+
+// maxGaps is how many bytes of a member that belong to no chunk may be decompressed with
+// the chunks into memory. The converter's have a tar header for each file.
+const maxGaps = 1 << 20
+
+// room is how much memory the content of member m takes once it is decompressed. atOnce
+// says that it is all of the member to the end of its last chunk, and not only the chunks.
+func (l *Layer) room(m int) (n int64, atOnce bool) {
+	x := &l.idx.Members[m]
+	n = l.content(m)
+	if l.idx.Compression != toc.Gzip || x.Count == 0 {
+		return n, false
+	}
+	last := &l.idx.Chunks[x.First+x.Count-1]
+	if all := last.Inner + last.Size; all >= n && all-n <= maxGaps {
+		return all, true
+	}
+	return n, false
+}
+
+// decodeBuffered is decode for a member that is in memory.
+func (l *Layer) decodeBuffered(m int, raw []byte) (decoded, error) {
+	if n, atOnce := l.room(m); atOnce {
+		if d, ok := l.inflate(m, n, raw); ok {
+			return d, nil
+		}
+		// Whether it is damaged, and how, is for the library to say.
+	}
+	return l.decode(m, bytes.NewReader(raw))
+}
+
+// inflate decompresses the first n bytes of member m and checks every chunk.
+func (l *Layer) inflate(m int, n int64, raw []byte) (d decoded, ok bool) {
+	x := &l.idx.Members[m]
+	lim := l.o.Limits
+	d = decoded{buf: lim.buffer(n), chunks: make([][]byte, x.Count)}
+	z, _ := lim.inflaters.Get().(*inflate.Decoder)
+	if z == nil {
+		z = new(inflate.Decoder)
+	}
+	defer lim.inflaters.Put(z)
+	ok = z.Gunzip(d.buf, raw) == nil
+	at := int64(0)
+	for k := 0; ok && k < x.Count; k++ {
+		c := &l.idx.Chunks[x.First+k]
+		if ok = c.Inner >= at; ok {
+			at = c.Inner + c.Size
+			d.chunks[k] = d.buf[c.Inner:at:at]
+			ok = sha256.Sum256(d.chunks[k]) == c.Digest
+		}
+	}
+	if !ok {
+		lim.recycle(d.buf)
+	}
+	return d, ok
 }
 
 // decode decompresses member m from r and checks every chunk. It reads no

@@ -27,10 +27,12 @@ type Limits struct {
 	pressed int                 // who waits for memory
 	later   *time.Timer         // grants once all is quiet; nil when it is not set
 
-	// readers holds *gzip.Reader, frames *zstd.Decoder; buffers[k] holds *[]byte of 1<<k bytes.
-	readers sync.Pool
-	frames  sync.Pool
-	buffers [maxPooledBits + 1]sync.Pool
+	// readers holds *gzip.Reader, inflaters *inflate.Decoder, frames *zstd.Decoder;
+	// buffers[k] holds *[]byte of 1<<k bytes.
+	readers   sync.Pool
+	inflaters sync.Pool
+	frames    sync.Pool
+	buffers   [maxPooledBits + 1]sync.Pool
 }
 
 // haste is how soon a member is to be decompressed.

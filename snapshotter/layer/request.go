@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -107,7 +106,8 @@ func (l *Layer) giveWay(q *request) {
 func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	lim := l.o.Limits
 	size := l.idx.Members[f.member].Size
-	release, err := lim.hold(l.ctx, size+l.content(f.member))
+	room, _ := l.room(f.member)
+	release, err := lim.hold(l.ctx, size+room)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	decode := func() {
 		defer release()
 		began := time.Now()
-		d, err := l.decode(f.member, bytes.NewReader(raw))
+		d, err := l.decodeBuffered(f.member, raw)
 		l.stats.decode.Add(int64(time.Since(began)))
 		lim.done(p)
 		lim.recycle(raw)
