@@ -14,6 +14,9 @@ const (
 	slack = 128 << 10
 	// minRun is the length of a sequence that is fetched ahead of, in reads.
 	minRun = 3
+	// minHuge is the length in bytes of a sequence in a huge file, of which parts are
+	// read in sequence by those who go on elsewhere.
+	minHuge = 256 << 10
 	// streams is how many sequences are followed at the same time.
 	streams = 8
 )
@@ -33,6 +36,7 @@ type extent struct{ addr, end int64 }
 
 // stream is one sequence of reads.
 type stream struct {
+	first  int64 // where it began
 	next   int64 // where the next read is expected
 	asked  int64 // up to where bytes were asked for
 	window int64
@@ -76,7 +80,13 @@ func (r *readAhead) note(off, n int64) (until int64) {
 	if s.run < minRun || s.asked >= end || s.window > 0 && s.asked-s.next > s.window/2 {
 		return 0
 	}
-	s.window = min(max(2*s.window, r.first), r.most)
+	first := r.first
+	if end-file.addr > hugeFile {
+		if first = min(first, s.next-s.first); first < minHuge {
+			return 0
+		}
+	}
+	s.window = min(max(2*s.window, first), r.most)
 	if until = min(s.next+s.window, end); until <= s.next {
 		return 0
 	}
@@ -109,6 +119,6 @@ func (r *readAhead) find(off int64) *stream {
 			oldest = s
 		}
 	}
-	*oldest = stream{next: off}
+	*oldest = stream{first: off, next: off}
 	return oldest
 }

@@ -14,6 +14,9 @@ type Supply interface {
 	// Coming says that chunk i is on its way. It is asked under a lock: it must take
 	// none, and be quick.
 	Coming(i int) bool
+	// Knows says that chunk i was brought or is coming, asked as Coming is. Of the reads
+	// around it Supply knows more than their order tells.
+	Knows(i int) bool
 	// Await returns once chunk i was given to Put, when ctx ends, or when the reader had
 	// better ask the registry itself; it is for Supply to know when that is. A reader
 	// looks into the cache afterwards.
@@ -22,7 +25,7 @@ type Supply interface {
 
 // Expect has readers that miss a chunk wait for s where s has it coming, and requests
 // leave out what is. Until the returned function is called, nothing is fetched ahead of
-// sequential readers that miss nothing either: s knows better what is read.
+// sequential readers of what s knows either.
 func (l *Layer) Expect(s Supply) (forget func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -44,8 +47,15 @@ func (l *Layer) Expect(s Supply) (forget func()) {
 	})
 }
 
-// supplied says that somebody is expected to bring what is read.
-func (l *Layer) supplied() bool { return l.supplies.Load() != nil }
+// known says that somebody knows of the chunk at an address.
+func (l *Layer) known(addr int64) bool {
+	all := l.supplies.Load()
+	if all == nil {
+		return false
+	}
+	i, j := l.idx.ChunkRange(addr, 1)
+	return i < j && slices.ContainsFunc(*all, func(s Supply) bool { return s.Knows(i) })
+}
 
 // Put keeps p, the whole of chunk i, in the cache. sum is the SHA-256 of p, which
 // the caller has computed: a chunk with another digest is refused. An error also says

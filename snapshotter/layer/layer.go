@@ -82,7 +82,7 @@ const (
 	minCoalesce      = 528 << 10
 	maxCoalesce      = 1056 << 10
 	hugeFile         = 64 << 20
-	hugeCoalesce     = 256 << 10
+	hugeCoalesce     = 128 << 10
 	defaultGap       = 16 << 10
 	defaultReadAhead = 16 << 20
 )
@@ -218,13 +218,13 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	until := int64(0)
-	if !l.cache.Complete() {
+	if !l.cache.Complete() && (len(misses) > 0 || !l.known(off)) {
 		until = l.ahead.note(off, int64(len(p)))
 	}
 	switch {
 	case len(misses) > 0:
 		err = l.readMissing(ctx, p, off, misses, until)
-	case until > 0 && !l.supplied():
+	case until > 0:
 		_, err = l.claim(nil, off+int64(len(p)), until, demand)
 	}
 	if err != nil {

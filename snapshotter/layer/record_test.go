@@ -69,6 +69,7 @@ type supplier struct {
 }
 
 func (s *supplier) Coming(i int) bool              { return s.coming[i] }
+func (s *supplier) Knows(i int) bool               { return s.coming[i] }
 func (s *supplier) Await(_ context.Context, i int) { s.await(i) }
 
 // What is on its way is not asked for, neither by itself nor along with others; what
@@ -116,5 +117,42 @@ func TestExpect(t *testing.T) {
 	}
 	if err := l.Put(8, body(8), w.idx.Chunks[8].Digest); err == nil {
 		t.Error("a closed layer took a chunk")
+	}
+}
+
+// TestExpectKnowsNothing: beside somebody who brings other chunks, a large file that is
+// read in order is fetched ahead of as it is without; what he brings is not.
+func TestExpectKnowsNothing(t *testing.T) {
+	w := build(t, plan{files: []int64{16 << 20}, chunk: 256 << 10, stored: true})
+	requests := func(coming map[int]bool, missing int) int {
+		b := new(blob)
+		l, _ := open(t, w, b, layer.Options{})
+		for i := range coming {
+			c := w.idx.Chunks[i]
+			if err := l.Put(i, w.plain[c.Addr:c.Addr+c.Size], c.Digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer l.Expect(&supplier{coming, func(int) { t.Error("waited for what is here") }})()
+		end := w.idx.Chunks[missing-1]
+		for off := int64(0); off < end.Addr+end.Size; off += 128 << 10 {
+			if err := w.read(t, l, off, 128<<10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		return len(b.asked())
+	}
+	if n := requests(nil, len(w.idx.Chunks)); n > 12 {
+		t.Errorf("%d requests for a file of 16 MiB", n)
+	}
+	known := map[int]bool{}
+	for i := range 32 {
+		known[i] = true
+	}
+	if n := requests(known, 32); n != 0 {
+		t.Errorf("%d requests beyond what is known", n)
 	}
 }

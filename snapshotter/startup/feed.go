@@ -38,6 +38,12 @@ func (f *feed) Coming(i int) bool {
 	return g >= 0 && !f.s.closed.Load() && f.s.state[g].Load() != settled && !f.s.stalled()
 }
 
+// Knows implements layer.Supply.
+func (f *feed) Knows(i int) bool {
+	g := f.group[i]
+	return g >= 0 && (f.s.state[g].Load() == settled || f.Coming(i))
+}
+
 // Await implements layer.Supply.
 func (f *feed) Await(ctx context.Context, i int) {
 	s, g := f.s, int(f.group[i])
