@@ -10,7 +10,8 @@
 //	[headers][chunk + padding + headers]...[tail headers][TOC tar entry + tar end][index]...[footer]
 //
 // A member begins at the payload of a file, so that its TOC offset needs no
-// inner offset; large files begin a member at every ChunkSize bytes. Files that
+// inner offset; large files begin a member at every ChunkSize bytes, or more often where
+// compression does not suffer (denseChunk). Files that
 // together stay within GroupSize share a member, each with an innerOffset: a
 // directory of small files is then one request and compresses well. A run of
 // headers without content (directories, links) is cut into members of its own
@@ -79,8 +80,8 @@ const maxChunkSize = 64 << 20
 type Options struct {
 	// Format is how the layer is written; empty means EStargz.
 	Format Format
-	// ChunkSize is how many bytes of a file a chunk holds at most.
-	// 0 means DefaultChunkSize.
+	// ChunkSize is how many bytes of a file a chunk holds at most: where nothing in them
+	// repeats itself it may be a quarter of the default. 0 means DefaultChunkSize.
 	ChunkSize int64
 	// GroupSize is how many uncompressed bytes, headers included, files share a
 	// member. 0 means DefaultGroupSize; negative gives every file its own.

@@ -2,10 +2,13 @@ package encode
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"io"
 	"path"
 	"strings"
+
+	"github.com/klauspost/compress/gzip"
 )
 
 // Names that eStargz reserves in the root of a layer (eStargz specification,
@@ -43,6 +46,10 @@ type packer struct {
 	// chunk border was forced behind it.
 	group bool
 	pos   int64 // bytes of tar put so far
+
+	window []byte // of a large file
+	probe  *gzip.Writer
+	probed bytes.Buffer
 }
 
 func newPacker(p *pipeline, o Options) *packer {
@@ -109,27 +116,63 @@ func (k *packer) one(r *reader, h *tar.Header, raw []byte) error {
 
 // content packs a file's bytes, chunk by chunk.
 func (k *packer) content(r *reader, f *file) error {
-	for left := f.size; left > 0; {
-		n := min(left, k.o.ChunkSize)
-		left -= n
-		// Readers find the end of a member by the next piece without an inner
-		// offset, so content joins a member only behind other content.
-		if k.m != nil && (!k.group || int64(len(k.m.raw))+n > k.o.GroupSize) {
-			k.seal()
-		}
-		if err := k.open(); err != nil {
-			return err
-		}
-		k.group = true
-		start := len(k.m.raw)
-		k.m.raw = k.m.raw[:start+int(n)]
-		if err := r.payload(k.m.raw[start:]); err != nil {
-			return err
-		}
-		k.pos += n
-		k.m.items = append(k.m.items, item{piece: len(k.m.pieces)})
-		k.m.pieces = append(k.m.pieces, piece{file: f, start: start, len: int(n), last: left == 0})
+	if f.size <= k.o.ChunkSize {
+		return k.piece(f, int(f.size), k.o.GroupSize, true, r.payload)
 	}
+	if k.window == nil {
+		k.window = make([]byte, k.o.ChunkSize)
+	}
+	for left := f.size; left > 0; {
+		window := k.window[:min(left, k.o.ChunkSize)]
+		if err := r.payload(window); err != nil {
+			return err
+		}
+		left -= int64(len(window))
+		size, group := len(window), k.o.GroupSize
+		if dense := denseChunk(f.size, k.o.ChunkSize); dense < k.o.ChunkSize {
+			is, err := k.isDense(window)
+			if err != nil {
+				return err
+			}
+			if is {
+				size, group = int(dense), 0
+			}
+		}
+		for len(window) > 0 {
+			n := min(size, len(window))
+			err := k.piece(f, n, group, left == 0 && n == len(window), func(b []byte) error {
+				copy(b, window)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			window = window[n:]
+		}
+	}
+	return nil
+}
+
+// piece packs n bytes of a file, that fill reads, as one chunk. It joins the content
+// before it in a member of up to group bytes.
+func (k *packer) piece(f *file, n int, group int64, last bool, fill func([]byte) error) error {
+	// Readers find the end of a member by the next piece without an inner
+	// offset, so content joins a member only behind other content.
+	if k.m != nil && (!k.group || int64(len(k.m.raw)+n) > group) {
+		k.seal()
+	}
+	if err := k.open(); err != nil {
+		return err
+	}
+	k.group = true
+	start := len(k.m.raw)
+	k.m.raw = k.m.raw[:start+n]
+	if err := fill(k.m.raw[start:]); err != nil {
+		return err
+	}
+	k.pos += int64(n)
+	k.m.items = append(k.m.items, item{piece: len(k.m.pieces)})
+	k.m.pieces = append(k.m.pieces, piece{file: f, start: start, len: n, last: last})
 	return nil
 }
 

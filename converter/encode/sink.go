@@ -80,15 +80,16 @@ func (s *sink) piece(m *member, p *piece, off int64) error {
 	c := entry{
 		Name: f.entry.Name, Type: "chunk",
 		Offset: off, InnerOffset: int64(p.start),
-		ChunkOffset: int64(len(f.chunks)) * s.o.ChunkSize,
+		ChunkOffset: f.packed,
 		ChunkDigest: sha256Digest(p.digest[:]),
 		sum:         p.digest,
 	}
 	// An absent size means "up to the end of the file", as stargz's own writer
 	// has it.
-	if int64(p.len) == s.o.ChunkSize {
-		c.ChunkSize = s.o.ChunkSize
+	if !p.last || int64(p.len) == s.o.ChunkSize {
+		c.ChunkSize = int64(p.len)
 	}
+	f.packed += int64(p.len)
 	f.chunks = append(f.chunks, c)
 	if p.last && f.sum == nil {
 		return s.file(f, c.ChunkDigest)
