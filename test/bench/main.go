@@ -44,7 +44,7 @@ func main() {
 	flag.DurationVar(&o.limit, "limit", 0, "how long it may take at most, but for one round, which is always made; by default the tier's")
 	flag.StringVar(&o.out, "out", "out", "directory of bench.json, bench.md and the plots")
 	flag.StringVar(&o.state, "state", "", "directory that keeps the registry between calls; by default a new one, which is removed")
-	flag.StringVar(&o.from, "from", "", "measure nothing: make tables and plots of this bench.json")
+	flag.StringVar(&o.from, "from", "", "measure nothing: make tables and plots of these bench.json, comma separated; what a later one has of an image on a network replaces what an earlier one has")
 	flag.StringVar(&o.against, "against", "", "another build of the apparate program: its starts are measured in the same rounds, to see what a change does")
 	flag.StringVar(&o.reads, "readme", "", "README whose tables between the bench markers are replaced")
 	flag.Parse()
@@ -60,7 +60,7 @@ func run(ctx context.Context, o options) error {
 	var r *Results
 	var err error
 	if o.from != "" {
-		if r, err = readResults(o.from); err != nil {
+		if r, err = readAll(o.from); err != nil {
 			return err
 		}
 	} else {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +95,45 @@ func TestKept(t *testing.T) {
 	}
 	if got := v.otherTargets(); !strings.Contains(got, "| seconds of conversion by stargz's, which starts a node for it | – |") || !strings.Contains(got, "by stargz's | 1.00 ≤") {
 		t.Errorf("targets: %s", got)
+	}
+}
+
+// TestMerge: a call for one image beside an earlier one for two, and one anew.
+func TestMerge(t *testing.T) {
+	r, later := example(), example()
+	before := len(r.Runs)
+	later.Tier = "core"
+	later.Images = []Image{{Name: "a", Size: 7, Variants: map[string]Variant{armApparate: {Size: r.Images[0].Variants[armApparate].Size}}}, {Name: "new", Size: 8}}
+	later.Networks = []Network{{Name: "WAN200"}, {Name: "LAN1G"}}
+	later.Runs = []Run{{Image: "a", Network: "LAN1G", Arm: "stargz", Round: 1, Seconds: 9}, {Image: "new", Network: "WAN200", Arm: "stargz", Round: 1, Seconds: 3}}
+	var had int
+	for _, run := range r.Runs {
+		if run.Image == "a" && run.Network == "LAN1G" {
+			had++
+		}
+	}
+	r.merge(later)
+	if got := r.Runs[len(r.Runs)-2:]; len(r.Runs) != before-had+2 || got[0].Seconds != 9 || got[1].Image != "new" {
+		t.Errorf("%d runs of %d and 2, %d replaced", len(r.Runs), before, had)
+	}
+	if v := r.Images[0].Variants[armApparate]; v.Seconds == 0 || r.Images[0].Size != 7 || r.Images[len(r.Images)-1].Name != "new" {
+		t.Errorf("images %+v", r.Images)
+	}
+	if n := r.Networks; len(n) != 2 || n[0].Name != "LAN1G" || n[1].Name != "WAN200" || !strings.Contains(r.Tier, " and core") {
+		t.Errorf("networks %+v, tier %s", n, r.Tier)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"x", "y"} {
+		if err := r.write(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := readAll(filepath.Join(dir, "x") + "," + filepath.Join(dir, "y"))
+	if err != nil || len(all.Runs) != len(r.Runs) || len(all.Images) != len(r.Images) || len(all.Bursts) != len(r.Bursts) {
+		t.Errorf("the same twice is not the same: %v", err)
+	}
+	if _, err := readAll(filepath.Join(dir, "x") + ",nothing"); err == nil {
+		t.Error("a file that is not there was read")
 	}
 }
 
