@@ -11,6 +11,8 @@ const (
 	// room is what of dst has to be left for one turn of the fast loop: four pairs of
 	// literals, and a match.
 	room = 4*2 + maxMatch + words
+
+	literalMask = 1<<literalBits - 1
 )
 
 // block decodes the rest of a block, or until dst is full.
@@ -31,21 +33,19 @@ func (d *Decoder) block() error {
 func (d *Decoder) fast() (done bool, err error) {
 	src, dst, in, out, bits, have := d.src, d.dst, d.in, d.out, d.bits, d.have
 	literals, distances := &d.literals, &d.distances
-	const mask = 1<<literalBits - 1
-loop:
 	for in+ahead <= len(src) && out+room <= len(dst) {
 		bits |= binary.LittleEndian.Uint64(src[in:]) << (have & 63)
 		in += int((^have & 63) >> 3)
 		have |= 56
-		e := literals[bits&mask]
+		e := literals[bits&literalMask]
 		if e&isLiteral != 0 {
-			// Four looks take at most 44 of the 56 bits.
+			// Four looks take at most 48 of the 56 bits.
 			for range 3 {
 				binary.LittleEndian.PutUint16(dst[out:], uint16(e>>8))
 				out += 1 + int(e>>24&1)
 				bits >>= e & 63
 				have -= uint(e)
-				if e = literals[bits&mask]; e&isLiteral == 0 {
+				if e = literals[bits&literalMask]; e&isLiteral == 0 {
 					break
 				}
 			}
@@ -63,12 +63,7 @@ loop:
 		if e&isSubtable != 0 {
 			bits >>= literalBits
 			have -= literalBits
-			at := int(e>>12&0xffff) + int(bits&(1<<(e>>8&15)-1))
-			if at >= len(literals) {
-				err = errSymbol
-				break
-			}
-			if e = literals[at]; e&isLiteral != 0 {
+			if e = e.below(literals[:], bits); e&isLiteral != 0 {
 				dst[out] = byte(e >> 8)
 				out++
 				bits >>= e & 63
@@ -93,12 +88,7 @@ loop:
 		if f&isSubtable != 0 {
 			bits >>= distanceBits
 			have -= distanceBits
-			at := int(f>>12&0xffff) + int(bits&(1<<(f>>8&15)-1))
-			if at >= len(distances) {
-				err = errSymbol
-				break
-			}
-			f = distances[at]
+			f = f.below(distances[:], bits)
 		}
 		if f&isMatch == 0 {
 			err = errSymbol
@@ -107,33 +97,41 @@ loop:
 		bits >>= f & 63
 		have -= uint(f)
 		extra = f >> 8 & 31
-		distance := int(f>>13&0x7fff) + int(bits&(1<<extra-1))
+		from := out - int(f>>13&0x7fff) - int(bits&(1<<extra-1))
 		bits >>= extra & 63
 		have -= uint(extra)
-		from := out - distance
 		if from < 0 {
 			err = errFar
 			break
 		}
-		end := out + length
-		if distance >= words {
-			// In words, which may overlap what comes next but not what they are made of.
-			for {
-				binary.LittleEndian.PutUint64(dst[out:], binary.LittleEndian.Uint64(dst[from:]))
-				if out += words; out >= end {
-					out = end
-					continue loop
-				}
-				from += words
-			}
-		}
+		copyMatch(dst, from, out, out+length)
+		out += length
+	}
+	d.in, d.out, d.bits, d.have = in, out, bits, have&63
+	return done, err
+}
+
+// below is the entry of the subtable of e that is next.
+func (e entry) below(table []entry, bits uint64) entry {
+	return table[int(e>>12&0xffff)+int(bits&(1<<(e>>8&15)-1))]
+}
+
+// copyMatch copies dst[from:] to dst[out:end], whose bytes may be those that are copied.
+// It may write some bytes behind the end.
+func copyMatch(dst []byte, from, out, end int) {
+	if out-from < words {
 		for ; out < end; out++ {
 			dst[out] = dst[from]
 			from++
 		}
+		return
 	}
-	d.in, d.out, d.bits, d.have = in, out, bits, have&63
-	return done, err
+	// In words, which may overlap what comes next but not what they are made of.
+	for out < end {
+		binary.LittleEndian.PutUint64(dst[out:], binary.LittleEndian.Uint64(dst[from:]))
+		out += words
+		from += words
+	}
 }
 
 // careful decodes one symbol near an end. It is done with the block at its end, or when
@@ -188,7 +186,7 @@ func (d *Decoder) lookUp(table []entry, width uint) (entry, error) {
 			return 0, errShort
 		}
 		d.use(width)
-		e = table[int(e>>12&0xffff)+int(d.bits&(1<<(e>>8&15)-1))]
+		e = e.below(table, d.bits)
 	}
 	switch n := uint(e & 0xff); {
 	case e == 0:

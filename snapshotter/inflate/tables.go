@@ -265,7 +265,7 @@ func (d *Decoder) readLengths(lengths []uint8) error {
 		if e == 0 {
 			return errSymbol
 		}
-		symbol, n := e>>8&0xff, uint(e&0xff)
+		symbol, n := int(e>>8&0xff), uint(e&0xff)
 		if d.have < n {
 			return errShort
 		}
