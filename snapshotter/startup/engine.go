@@ -63,6 +63,9 @@ type Registry interface {
 const (
 	// defaultBudget bounds the bytes of one pack.
 	defaultBudget = 256 << 20
+	// tinyImage is the compressed size in bytes of images that are started without a
+	// profile: layers so small come whole anyhow, and a second copy of them is in the way.
+	tinyImage = 2 << 20
 	// budgetShare of an image, in percent, bounds them as well.
 	budgetShare = 60
 	// maxStarts is how many starts are remembered.

@@ -107,7 +107,7 @@ func engine(t *testing.T, root string, s Registry) *Engine {
 
 func sourceOf(manifest digest.Digest, n int) source.Layer {
 	return source.Layer{Ref: "example.com/app:v1", Manifest: manifest, Digest: digest.FromString(fmt.Sprint("layer ", n)),
-		TOCDigest: digest.FromString("toc"), BlobSize: 1 << 20}
+		TOCDigest: digest.FromString("toc"), BlobSize: 8 << 20}
 }
 
 // startImage tells e of a pull of one layer, its mount, and a container.
@@ -238,6 +238,44 @@ func TestFind(t *testing.T) {
 			e.Close()
 		})
 	}
+}
+
+// TestTinyImage: an image whose layers come whole anyhow is recorded, and started without
+// a profile.
+func TestTinyImage(t *testing.T) {
+	sharedDecoders()
+	manifest := digest.FromString("tiny")
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop()
+		s.publish(t, manifest, "2026-01-01T00:00:00Z", true, numbers(0, 40)...)
+		for _, size := range []int64{tinyImage, tinyImage + 1} {
+			e := engine(t, t.TempDir(), s)
+			w := newWorld(t, nil, numbers(0, 100)...)
+			src := sourceOf(manifest, 0)
+			src.BlobSize = size
+			e.Begin(src.Ref, manifest)
+			e.Manifest(manifest, []source.Layer{src})
+			synctest.Wait()
+			e.Loaded(src, w.Layer)
+			e.Complete(manifest)
+			e.Mounting([]source.Layer{src}, []*layer.Layer{w.Layer})
+			e.Mounted([]source.Layer{src}, images.StepMounted)
+			e.Created([]source.Layer{src})
+			synctest.Wait()
+			w.mustRead(t, 0)
+			time.Sleep(time.Minute)
+			if got := e.Starts()[0]; (got.Profile == "") != (size <= tinyImage) || (got.PackBytes == 0) != (size <= tinyImage) {
+				t.Errorf("%d bytes: %+v", size, got)
+			}
+			if got := served(t, e); len(got) != 1 {
+				t.Errorf("%d samples", len(got))
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			e.Close()
+		}
+	})
 }
 
 // A program that reads other chunks ends the stream, a registry that fails is asked

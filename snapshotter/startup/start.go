@@ -192,7 +192,7 @@ func (st *start) containerCreated() {
 func (st *start) use(f *found) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.over || st.stream != nil {
+	if st.over || st.stream != nil || st.bytes > 0 && st.bytes <= tinyImage {
 		return
 	}
 	st.found = f
