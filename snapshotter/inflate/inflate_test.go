@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,6 +148,26 @@ func TestLongCodes(t *testing.T) {
 		got := make([]byte, len(content))
 		if err := new(Decoder).Gunzip(got, compressed(t, content, level)); err != nil || !bytes.Equal(got, content) {
 			t.Fatalf("level %d: %v", level, err)
+		}
+	}
+}
+
+// TestPairs: where literals are short, one look finds two of them; a block of matches is
+// not worth it.
+func TestPairs(t *testing.T) {
+	all := contents(t)
+	for name, want := range map[string]bool{"skewed": true, "zeros": false, "noise": false} {
+		d := new(Decoder)
+		level := gzip.HuffmanOnly
+		if name == "zeros" {
+			level = gzip.BestCompression
+		}
+		if err := d.Gunzip(make([]byte, len(all[name])), compressed(t, all[name], level)); err != nil {
+			t.Fatal(err)
+		}
+		got := slices.ContainsFunc(d.literals[:1<<literalBits], func(e entry) bool { return e&isLiteral != 0 && e&isPair != 0 })
+		if got != want {
+			t.Errorf("%s: pairs %v", name, got)
 		}
 	}
 }

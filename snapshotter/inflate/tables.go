@@ -164,7 +164,7 @@ func (d *Decoder) depth(lengths []uint8, used, i int, code, width uint) uint {
 // pairs says whether literals are often found by two, which is worth a look at each entry.
 // The lengths of codes say how frequent the symbols are: one of n bits is every 2^n-th.
 func pairs(lengths []uint8) bool {
-	const all, worth = 5 << (2 * maxBits), 5
+	const all, worth = 1 << (2 * maxBits), 5 // every fifth look
 	var counts [maxBits + 1]uint
 	for _, n := range lengths[:256] {
 		counts[n]++
