@@ -50,10 +50,9 @@ type entry struct {
 type file struct {
 	entry *entry
 	size  int64
-	// sum, packed and chunks are the sink's: the digest of the file so far, how many
-	// bytes that is, and the chunks that wait for the first entry to get it.
+	// sum and chunks are the sink's: the digest of the file so far, and the
+	// chunks that wait for the first entry to get it.
 	sum    hash.Hash
-	packed int64
 	chunks []entry
 }
 

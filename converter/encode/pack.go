@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -47,14 +48,14 @@ type packer struct {
 	group bool
 	pos   int64 // bytes of tar put so far
 
-	window []byte // of a large file
+	window []byte // of a file, as long as a chunk
 	probe  *gzip.Writer
 	probed bytes.Buffer
 }
 
 func newPacker(p *pipeline, o Options) *packer {
 	return &packer{
-		p: p, o: o, names: newNames(),
+		p: p, o: o, names: newNames(), window: make([]byte, o.ChunkSize),
 		room: int(max(o.ChunkSize, o.GroupSize)) + tailSize,
 	}
 }
@@ -116,20 +117,17 @@ func (k *packer) one(r *reader, h *tar.Header, raw []byte) error {
 
 // content packs a file's bytes, chunk by chunk.
 func (k *packer) content(r *reader, f *file) error {
-	if f.size <= k.o.ChunkSize {
-		return k.piece(f, int(f.size), k.o.GroupSize, true, r.payload)
-	}
-	if k.window == nil {
-		k.window = make([]byte, k.o.ChunkSize)
+	dense := k.o.ChunkSize
+	if f.size > k.o.ChunkSize { // what is one chunk stays one
+		dense = denseChunk(f.size, k.o.ChunkSize)
 	}
 	for left := f.size; left > 0; {
 		window := k.window[:min(left, k.o.ChunkSize)]
 		if err := r.payload(window); err != nil {
 			return err
 		}
-		left -= int64(len(window))
 		size, group := len(window), k.o.GroupSize
-		if dense := denseChunk(f.size, k.o.ChunkSize); dense < k.o.ChunkSize {
+		if dense < k.o.ChunkSize {
 			is, err := k.isDense(window)
 			if err != nil {
 				return err
@@ -138,41 +136,32 @@ func (k *packer) content(r *reader, f *file) error {
 				size, group = int(dense), 0
 			}
 		}
-		for len(window) > 0 {
-			n := min(size, len(window))
-			err := k.piece(f, n, group, left == 0 && n == len(window), func(b []byte) error {
-				copy(b, window)
-				return nil
-			})
-			if err != nil {
+		for chunk := range slices.Chunk(window, size) {
+			left -= int64(len(chunk))
+			if err := k.piece(f, chunk, group, left == 0); err != nil {
 				return err
 			}
-			window = window[n:]
 		}
 	}
 	return nil
 }
 
-// piece packs n bytes of a file, that fill reads, as one chunk. It joins the content
-// before it in a member of up to group bytes.
-func (k *packer) piece(f *file, n int, group int64, last bool, fill func([]byte) error) error {
+// piece packs bytes of a file as one chunk. It joins the content before it in a member
+// of up to group bytes.
+func (k *packer) piece(f *file, chunk []byte, group int64, last bool) error {
 	// Readers find the end of a member by the next piece without an inner
 	// offset, so content joins a member only behind other content.
-	if k.m != nil && (!k.group || int64(len(k.m.raw)+n) > group) {
+	if k.m != nil && (!k.group || int64(len(k.m.raw)+len(chunk)) > group) {
 		k.seal()
 	}
 	if err := k.open(); err != nil {
 		return err
 	}
 	k.group = true
-	start := len(k.m.raw)
-	k.m.raw = k.m.raw[:start+n]
-	if err := fill(k.m.raw[start:]); err != nil {
-		return err
-	}
-	k.pos += int64(n)
 	k.m.items = append(k.m.items, item{piece: len(k.m.pieces)})
-	k.m.pieces = append(k.m.pieces, piece{file: f, start: start, len: n, last: last})
+	k.m.pieces = append(k.m.pieces, piece{file: f, start: len(k.m.raw), len: len(chunk), last: last})
+	k.m.raw = append(k.m.raw, chunk...)
+	k.pos += int64(len(chunk))
 	return nil
 }
 

@@ -80,16 +80,17 @@ func (s *sink) piece(m *member, p *piece, off int64) error {
 	c := entry{
 		Name: f.entry.Name, Type: "chunk",
 		Offset: off, InnerOffset: int64(p.start),
-		ChunkOffset: f.packed,
 		ChunkDigest: sha256Digest(p.digest[:]),
 		sum:         p.digest,
+	}
+	if n := len(f.chunks); n > 0 {
+		c.ChunkOffset = f.chunks[n-1].ChunkOffset + f.chunks[n-1].ChunkSize
 	}
 	// An absent size means "up to the end of the file", as stargz's own writer
 	// has it.
 	if !p.last || int64(p.len) == s.o.ChunkSize {
 		c.ChunkSize = int64(p.len)
 	}
-	f.packed += int64(p.len)
 	f.chunks = append(f.chunks, c)
 	if p.last && f.sum == nil {
 		return s.file(f, c.ChunkDigest)
