@@ -34,6 +34,9 @@ type readAhead struct {
 // extent is the address range of a file.
 type extent struct{ addr, end int64 }
 
+// huge says that whoever reads of the file need not read much of it.
+func (x extent) huge() bool { return x.end-x.addr > hugeFile }
+
 // stream is one sequence of reads.
 type stream struct {
 	first  int64 // where it began
@@ -81,7 +84,7 @@ func (r *readAhead) note(off, n int64) (until int64) {
 		return 0
 	}
 	first := r.first
-	if end-file.addr > hugeFile {
+	if file.huge() {
 		if first = min(first, s.next-s.first); first < minHuge {
 			return 0
 		}

@@ -51,10 +51,11 @@ func (l *Layer) room(m int) (n int64, atOnce bool) {
 	return n, false
 }
 
-// decodeBuffered is decode for a member that is in memory.
-func (l *Layer) decodeBuffered(m int, raw []byte) (decoded, error) {
-	if n, atOnce := l.room(m); atOnce {
-		if d, ok := l.inflate(m, n, raw); ok {
+// decodeBuffered is decode for a member that is in memory, and takes the room that room
+// says.
+func (l *Layer) decodeBuffered(m int, raw []byte, room int64, atOnce bool) (decoded, error) {
+	if atOnce {
+		if d, ok := l.inflate(m, room, raw); ok {
 			return d, nil
 		}
 		// Whether it is damaged, and how, is for the library to say.

@@ -122,7 +122,7 @@ func (l *Layer) coalesce(addr int64) int64 {
 	if l.o.Coalesce != adaptive {
 		return l.o.Coalesce
 	}
-	if x, ok := l.ahead.file(addr); ok && x.end-x.addr > hugeFile {
+	if x, ok := l.ahead.file(addr); ok && x.huge() {
 		return hugeCoalesce
 	}
 	worth := int64(0)

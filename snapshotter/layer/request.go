@@ -106,7 +106,7 @@ func (l *Layer) giveWay(q *request) {
 func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	lim := l.o.Limits
 	size := l.idx.Members[f.member].Size
-	room, _ := l.room(f.member)
+	room, atOnce := l.room(f.member)
 	release, err := lim.hold(l.ctx, size+room)
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func (l *Layer) takeBuffered(f *flight, b *body, work *sync.WaitGroup) error {
 	decode := func() {
 		defer release()
 		began := time.Now()
-		d, err := l.decodeBuffered(f.member, raw)
+		d, err := l.decodeBuffered(f.member, raw, room, atOnce)
 		l.stats.decode.Add(int64(time.Since(began)))
 		lim.done(p)
 		lim.recycle(raw)

@@ -33,28 +33,17 @@ func (r *Results) merge(o *Results) {
 	if o.Tier != r.Tier {
 		r.Tier += " and " + o.Tier
 	}
-	if r.Peers == nil {
-		r.Peers = map[string]string{}
-	}
-	maps.Copy(r.Peers, o.Peers)
+	r.Peers = union(r.Peers, o.Peers)
 	for _, i := range o.Images {
 		k := slices.IndexFunc(r.Images, func(x Image) bool { return x.Name == i.Name })
-		if k < 0 {
+		switch {
+		case !slices.ContainsFunc(o.Runs, func(x Run) bool { return x.Image == i.Name }):
+			// It was only started along with others, and there is nothing for its row.
+		case k < 0:
 			r.Images = append(r.Images, i)
-			continue
+		default:
+			r.Images[k] = mergeImage(r.Images[k], i)
 		}
-		// Conversions that were kept have no times; those of the first call do.
-		variants := maps.Clone(i.Variants)
-		for name, v := range r.Images[k].Variants {
-			if there, ok := variants[name]; !ok || there.Seconds == 0 && there.Size == v.Size {
-				if variants == nil {
-					variants = map[string]Variant{}
-				}
-				variants[name] = v
-			}
-		}
-		i.Variants = variants
-		r.Images[k] = i
 	}
 	for _, n := range o.Networks {
 		if !slices.ContainsFunc(r.Networks, func(x Network) bool { return x.Name == n.Name }) {
@@ -66,6 +55,27 @@ func (r *Results) merge(o *Results) {
 	r.Bursts = replace(r.Bursts, o.Bursts, func(x Burst) [2]string { return [2]string{x.Scenario, x.Network} })
 	r.Steady = replace(r.Steady, o.Steady, func(x Steady) [2]string { return [2]string{x.Image} })
 	r.Left = append(r.Left, o.Left...)
+}
+
+// mergeImage is what a later call says of an image. Conversions that it kept have no times;
+// those of the earlier call do.
+func mergeImage(old, later Image) Image {
+	variants := union(old.Variants, later.Variants)
+	for name, v := range old.Variants {
+		if now := variants[name]; now.Seconds == 0 && now.Size == v.Size {
+			variants[name] = v
+		}
+	}
+	later.Variants = variants
+	return later
+}
+
+// union has what is in a and what is in b, which has the last word.
+func union[V any](a, b map[string]V) map[string]V {
+	all := make(map[string]V, len(a)+len(b))
+	maps.Copy(all, a)
+	maps.Copy(all, b)
+	return all
 }
 
 // networkRank is the place of a network in tables.

@@ -103,7 +103,7 @@ func TestMerge(t *testing.T) {
 	r, later := example(), example()
 	before := len(r.Runs)
 	later.Tier = "core"
-	later.Images = []Image{{Name: "a", Size: 7, Variants: map[string]Variant{armApparate: {Size: r.Images[0].Variants[armApparate].Size}}}, {Name: "new", Size: 8}}
+	later.Images = []Image{{Name: "a", Size: 7, Variants: map[string]Variant{armApparate: {Size: r.Images[0].Variants[armApparate].Size}}}, {Name: "new", Size: 8}, {Name: "b", Size: 9}, {Name: "along", Size: 9}}
 	later.Networks = []Network{{Name: "WAN200"}, {Name: "LAN1G"}}
 	later.Runs = []Run{{Image: "a", Network: "LAN1G", Arm: "stargz", Round: 1, Seconds: 9}, {Image: "new", Network: "WAN200", Arm: "stargz", Round: 1, Seconds: 3}}
 	var had int
@@ -116,7 +116,7 @@ func TestMerge(t *testing.T) {
 	if got := r.Runs[len(r.Runs)-2:]; len(r.Runs) != before-had+2 || got[0].Seconds != 9 || got[1].Image != "new" {
 		t.Errorf("%d runs of %d and 2, %d replaced", len(r.Runs), before, had)
 	}
-	if v := r.Images[0].Variants[armApparate]; v.Seconds == 0 || r.Images[0].Size != 7 || r.Images[len(r.Images)-1].Name != "new" {
+	if v := r.Images[0].Variants[armApparate]; v.Seconds == 0 || r.Images[0].Size != 7 || r.Images[1].Size == 9 || r.Images[len(r.Images)-1].Name != "new" {
 		t.Errorf("images %+v", r.Images)
 	}
 	if n := r.Networks; len(n) != 2 || n[0].Name != "LAN1G" || n[1].Name != "WAN200" || !strings.Contains(r.Tier, " and core") {
