@@ -35,6 +35,7 @@ type start struct {
 	looking  bool // a profile is looked for, or was found, or there is none
 	stream   *stream
 	found    *found
+	waits    *found // a profile that is used unless the manifest tells of a tiny image
 	outcome  string // why the stream ended early
 	complete bool
 	mounted  time.Time     // zero until the image was mounted anew
@@ -104,6 +105,10 @@ func (st *start) setLayers(layers []source.Layer) {
 	for i, l := range layers {
 		st.order[l.Digest] = i
 		st.bytes += l.BlobSize
+	}
+	if f := st.waits; f != nil {
+		st.waits = nil
+		st.useLocked(f)
 	}
 }
 
@@ -188,10 +193,21 @@ func (st *start) containerCreated() {
 	}
 }
 
-// use begins to stream the pack of a profile.
+// use begins to stream the pack of a profile. One that fits a tiny image waits for the
+// manifest, which is on its way and says whether this is one; a larger one cannot be of a
+// tiny image.
 func (st *start) use(f *found) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.bytes == 0 && f.table.Size <= tinyImage {
+		st.waits = f
+		return
+	}
+	st.useLocked(f)
+}
+
+// useLocked begins the stream; what is known of the image's size is known.
+func (st *start) useLocked(f *found) {
 	if st.over || st.stream != nil || st.bytes > 0 && st.bytes <= tinyImage {
 		return
 	}
