@@ -69,6 +69,14 @@ var _ Blob = (*blob)(nil)
 
 func (b *blob) Size() int64 { return b.size }
 
+// Line is that of Config.Meter, 0 and 0 without one.
+func (b *blob) Line() (rate int64, free float64) {
+	if b.meter == nil {
+		return 0, 0
+	}
+	return b.meter.Line(b.name)
+}
+
 // Worth is that of Config.Meter, 0 without one.
 func (b *blob) Worth() int64 {
 	if b.meter == nil {

@@ -123,7 +123,7 @@ func (r *race) result(a answer) (io.ReadCloser, error) {
 	}
 	now := time.Now()
 	r.gauge.answered(now.Sub(a.began))
-	return &timed{ReadCloser: a.r, gauge: r.gauge, first: now, stop: r.stops[a.which]}, nil
+	return &timed{ReadCloser: a.r, priority: priorityOf(r.ctx), gauge: r.gauge, first: now, stop: r.stops[a.which]}, nil
 }
 
 // drop closes what the loser still brings.
@@ -136,9 +136,10 @@ func (r *race) drop() {
 // timed is the body of an answer, whose speed is measured.
 type timed struct {
 	io.ReadCloser
-	gauge *gauge
-	first time.Time
-	stop  context.CancelFunc
+	priority Priority
+	gauge    *gauge
+	first    time.Time
+	stop     context.CancelFunc
 
 	mu    sync.Mutex // Close may come while another goroutine reads
 	bytes int64
@@ -151,6 +152,9 @@ func (t *timed) Read(p []byte) (int, error) {
 	defer t.mu.Unlock()
 	t.bytes += int64(n)
 	t.last = time.Now()
+	if t.priority == Demand {
+		t.gauge.use(n, t.last)
+	}
 	return n, err
 }
 
@@ -159,7 +163,7 @@ func (t *timed) Close() error {
 	t.stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.gauge.came(t.bytes, t.last.Sub(t.first))
+	t.gauge.came(t.bytes, t.last.Sub(t.first), t.priority)
 	t.bytes = 0
 	return err
 }

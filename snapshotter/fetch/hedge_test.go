@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -139,14 +140,14 @@ func TestMeter(t *testing.T) {
 		g.answered(time.Duration(10*i) * time.Millisecond)
 	}
 	for _, d := range []time.Duration{time.Microsecond, 10 * time.Millisecond} {
-		g.came(1_000_000, d)
+		g.came(1_000_000, d, Demand)
 	}
 	if w := m.Worth("a.test"); w != 0 {
 		t.Errorf("%d before enough is known", w)
 	}
 	g.answered(5 * time.Second)
-	g.came(1_000_000, time.Second)
-	g.came(minRated-1, time.Nanosecond)
+	g.came(1_000_000, time.Second, Demand)
+	g.came(minRated-1, time.Nanosecond, Demand)
 	if w := m.Worth("a.test"); w != 2_000_000 {
 		t.Errorf("worth %d bytes, want 2000000", w)
 	}
@@ -159,4 +160,37 @@ func TestMeter(t *testing.T) {
 	if n := len(m.hosts); n > maxHosts {
 		t.Errorf("%d registries are remembered", n)
 	}
+}
+
+// TestLine: how fast a registry is, and how much of that readers leave unused.
+func TestLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &Meter{}
+		g := m.host("a.test")
+		free := func(rate int64, least, most float64) {
+			t.Helper()
+			if r, f := m.Line("a.test"); r != rate || f < least || f > most {
+				t.Errorf("%d bytes a second, %v free, want %d and %v to %v", r, f, rate, least, most)
+			}
+		}
+		free(0, 0, 0)
+		g.came(1<<20, time.Second, Background) // better than nothing
+		free(1<<20, 1, 1)
+		g.came(8<<20, time.Second, Demand)
+		g.came(8<<20, time.Second, Demand)
+		g.came(1<<20, time.Hour, Background) // stands still for readers
+		free(8<<20, 1, 1)
+		for range 50 { // 1 MiB a second
+			g.use(100<<10, time.Now())
+			time.Sleep(100 * time.Millisecond)
+		}
+		free(8<<20, 0.85, 0.9)
+		for range 50 { // 8 MiB a second
+			g.use(800<<10, time.Now())
+			time.Sleep(100 * time.Millisecond)
+		}
+		free(8<<20, 0, 0.1)
+		time.Sleep(5 * time.Second)
+		free(8<<20, 0.99, 1)
+	})
 }

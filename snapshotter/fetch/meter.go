@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +20,8 @@ const (
 	samples = 32
 	// minAnswers is how many make a median to rely on.
 	minAnswers = 8
+	// usedWithin is the time over which the use of a line is averaged.
+	usedWithin = time.Second
 	// minRated is the shortest stream whose speed is taken: a shorter one was in
 	// some buffer already.
 	minRated = 128 << 10
@@ -33,6 +36,9 @@ type gauge struct {
 	count   int
 	rates   [samples]float64 // bytes a second, a ring
 	rated   int
+	// used is the bytes that readers got, those of a time ago by how long ago that was.
+	used float64
+	at   time.Time // of used
 	// credit is how many requests may be sent twice; see hedge.
 	credit float64
 }
@@ -62,12 +68,47 @@ func (m *Meter) Worth(name string) int64 {
 	answer, ok := g.answer(4)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !ok || g.rated == 0 {
+	if !ok {
+		return 0
+	}
+	return int64(answer.Seconds() * g.rate())
+}
+
+// Line is how fast bytes come from a registry, in bytes a second, and the part of that,
+// from 0 to 1, that readers' requests have left unused lately; 0 and 0 before it is known.
+func (m *Meter) Line(name string) (rate int64, free float64) {
+	g := m.host(name)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.rate()
+	if r == 0 {
+		return 0, 0
+	}
+	return int64(r), max(0, 1-g.fade(time.Now())/usedWithin.Seconds()/r)
+}
+
+// rate is the median of the speeds, 0 before one is known; mu is held.
+func (g *gauge) rate() float64 {
+	if g.rated == 0 {
 		return 0
 	}
 	known := slices.Clone(g.rates[:min(g.rated, samples)])
 	slices.Sort(known)
-	return int64(answer.Seconds() * known[len(known)/2])
+	return known[len(known)/2]
+}
+
+// fade returns what is left of used; mu is held.
+func (g *gauge) fade(now time.Time) float64 {
+	g.used *= math.Exp(-now.Sub(g.at).Seconds() / usedWithin.Seconds())
+	g.at = now
+	return g.used
+}
+
+// use notes that a reader got n bytes.
+func (g *gauge) use(n int, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.used = g.fade(now) + float64(n)
 }
 
 // answer is the time to the first byte that one in part answers does not take; not ok
@@ -91,13 +132,17 @@ func (g *gauge) answered(d time.Duration) {
 	g.count++
 }
 
-// came notes that n bytes came in the time d after the first.
-func (g *gauge) came(n int64, d time.Duration) {
+// came notes that n bytes came in the time d after the first. What comes in the background
+// stands still for readers, and counts only as long as nothing else is known.
+func (g *gauge) came(n int64, d time.Duration, p Priority) {
 	if n < minRated || d <= 0 {
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if p == Background && g.rated > 0 {
+		return
+	}
 	g.rates[g.rated%samples] = float64(n) / d.Seconds()
 	g.rated++
 }

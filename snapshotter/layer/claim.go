@@ -53,6 +53,7 @@ type flight struct {
 // request is one range of the blob.
 type request struct {
 	priority   priority
+	beside     bool  // gives no way between members: see Eager
 	start, end int64 // [start, end) of the blob
 	next       int   // the member behind the last one
 	flights    []*flight
@@ -83,7 +84,10 @@ func (l *Layer) claim(need []int, from, until int64, p priority) ([]ticket, erro
 		l.mu.Unlock()
 		return nil, ErrClosed
 	}
-	b := batch{l: l, priority: p}
+	b := batch{l: l, priority: p, gap: l.o.Gap}
+	if p == background && l.Eager() {
+		b.beside, b.gap = true, max(b.gap, l.eagerGap())
+	}
 	tickets := make([]ticket, len(need))
 	for k, m := range need {
 		tickets[k] = b.take(m)
@@ -121,6 +125,8 @@ func (l *Layer) memberAt(addr int64) int {
 type batch struct {
 	l        *Layer
 	priority priority
+	beside   bool  // of all requests
+	gap      int64 // see Options.Gap
 	requests []*request
 	last     *request
 }
@@ -209,9 +215,9 @@ func (b *batch) extend(next int, until int64) {
 func (b *batch) add(m int) *flight {
 	x := &b.l.idx.Members[m]
 	q := b.last
-	if q == nil || x.Offset < q.end || x.Offset-q.end > b.l.o.Gap ||
+	if q == nil || x.Offset < q.end || x.Offset-q.end > b.gap ||
 		b.priority == demand && q.end-q.start+x.Size > maxPart && q.end > q.start || b.l.flying(q.next, m) {
-		q = &request{priority: b.priority, start: x.Offset, urgent: make(chan struct{})}
+		q = &request{priority: b.priority, beside: b.beside, start: x.Offset, urgent: make(chan struct{})}
 		q.at.Store(x.Offset)
 		b.requests = append(b.requests, q)
 		b.last = q
@@ -250,6 +256,8 @@ func (l *Layer) readMissing(ctx context.Context, p []byte, off int64, misses []i
 	// Not before: who brings chunks gives way to the demand that the gate counts.
 	l.o.Gate.Enter()
 	defer l.o.Gate.Leave()
+	l.waits.enter()
+	defer l.waits.leave()
 	need := make([]int, 0, len(misses))
 	for _, c := range misses {
 		need = append(need, l.idx.Chunks[c].Member)

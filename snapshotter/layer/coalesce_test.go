@@ -15,9 +15,10 @@ func (far) Open(context.Context, int64, int64) (io.ReadCloser, error) { return n
 func (far) Size() int64                                               { return 1 }
 func (far) Close() error                                              { return nil }
 func (f far) Worth() int64                                            { return int64(f) }
+func (far) Line() (int64, float64)                                    { return 0, 0 }
 
-// TestCoalesce: requests grow with what asking costs, but not within a huge file: of
-// that no more is fetched than is read, until it is read in order.
+// TestCoalesce: requests grow with what asking costs, but less within a huge file: of
+// that little more is fetched than is read, until it is read in order.
 func TestCoalesce(t *testing.T) {
 	const chunk, small, huge = 256 << 10, 16, 400
 	idx := &toc.Index{DataSize: chunk * (small + huge)}
@@ -32,8 +33,10 @@ func TestCoalesce(t *testing.T) {
 		{1 << 10, 0, 0, minCoalesce},
 		{1 << 20, 0, 0, 1 << 20},
 		{1 << 30, 0, chunk, maxCoalesce},
-		{1 << 30, 0, chunk * small, hugeCoalesce},
-		{1 << 30, 0, chunk*(small+huge) - 1, hugeCoalesce},
+		{1 << 20, 0, chunk * small, hugeCoalesce},
+		{3 << 20, 0, chunk * small, 384 << 10},
+		{1 << 30, 0, chunk * small, minCoalesce},
+		{1 << 20, 0, chunk*(small+huge) - 1, hugeCoalesce},
 		{1 << 30, 4096, 0, 4096},
 		{1 << 30, 4096, chunk * small, 4096},
 		{1 << 30, -1, 0, 0},

@@ -48,9 +48,9 @@ type Gate interface {
 type Options struct {
 	// Coalesce is how many compressed bytes a demand request may reach by taking
 	// missing neighbours along; negative none. 0 means what could have come while the
-	// registry only answers (see Link), from 512 KiB to 1 MiB, but 256 KiB within a file
-	// that is larger than 64 MiB: such files are read in places or from end to end, and
-	// reading ahead serves the latter.
+	// registry only answers (see Link), from 512 KiB to 1 MiB, but an eighth of
+	// that, and at least 128 KiB, within a file that is larger than 64 MiB: such files are
+	// read in places or from end to end, and reading ahead serves the latter.
 	Coalesce int64
 	// Gap is how many compressed bytes that are not wanted may lie between two
 	// members of one request; 0 means 16 KiB, negative none.
@@ -73,6 +73,9 @@ type Link interface {
 	// Worth is how many bytes could come while the registry answers a request; 0 is
 	// not known.
 	Worth() int64
+	// Line is how fast bytes come, in bytes a second, and which part of that, from 0 to
+	// 1, requests of readers leave unused; 0 and 0 is not known.
+	Line() (rate int64, free float64)
 }
 
 const (
@@ -83,6 +86,7 @@ const (
 	maxCoalesce      = 1056 << 10
 	hugeFile         = 64 << 20
 	hugeCoalesce     = 128 << 10
+	hugeShare        = 8 // of what a round trip is worth
 	defaultGap       = 16 << 10
 	defaultReadAhead = 16 << 20
 )
@@ -122,12 +126,12 @@ func (l *Layer) coalesce(addr int64) int64 {
 	if l.o.Coalesce != adaptive {
 		return l.o.Coalesce
 	}
-	if x, ok := l.ahead.file(addr); ok && x.huge() {
-		return hugeCoalesce
-	}
 	worth := int64(0)
 	if k, ok := l.blob.(Link); ok {
 		worth = k.Worth()
+	}
+	if x, ok := l.ahead.file(addr); ok && x.huge() {
+		return min(max(worth/hugeShare, hugeCoalesce), minCoalesce)
 	}
 	return min(max(worth, minCoalesce), maxCoalesce)
 }
@@ -151,6 +155,7 @@ type Layer struct {
 	o     Options
 	ahead *readAhead
 	stats counters
+	waits waits
 	total int64 // bytes of content
 
 	// ctx is the life of the layer: requests run in it, not in a reader's.
@@ -314,9 +319,9 @@ func (l *Layer) Fetch(ctx context.Context, from, to int) error {
 	return nil
 }
 
-// Missing returns the next members [lo, hi) at or after from that are not in
-// the cache, of at most bytes compressed bytes, but at least one member. ok is
-// false when there are none.
+// Missing returns the next members [lo, hi) at or after from that one request brings, of at
+// most bytes compressed bytes but at least one member: the first and the last of them are not
+// in the cache, others may be. ok is false when none is missing.
 func (l *Layer) Missing(from int, bytes int64) (lo, hi int, ok bool) {
 	n := len(l.idx.Members)
 	lo = max(from, 0)
@@ -326,10 +331,18 @@ func (l *Layer) Missing(from int, bytes int64) (lo, hi int, ok bool) {
 	if lo >= n {
 		return 0, 0, false
 	}
-	start := l.idx.Members[lo].Offset
-	for hi = lo + 1; hi < n && !l.cached(hi); hi++ {
-		if m := &l.idx.Members[hi]; m.Offset+m.Size-start > bytes {
+	start, gap := l.idx.Members[lo].Offset, l.o.Gap
+	if l.Eager() {
+		gap = max(gap, l.eagerGap())
+	}
+	hi = lo + 1
+	for m := hi; m < n; m++ {
+		x, last := &l.idx.Members[m], &l.idx.Members[hi-1]
+		if x.Offset+x.Size-start > bytes || x.Offset-last.Offset-last.Size > gap {
 			break
+		}
+		if !l.cached(m) {
+			hi = m + 1
 		}
 	}
 	return lo, hi, true

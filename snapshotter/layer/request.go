@@ -59,7 +59,7 @@ func (l *Layer) split(q *request, b *body, work *sync.WaitGroup) (left []*flight
 	for k, f := range q.flights {
 		x := &l.idx.Members[f.member]
 		q.at.Store(x.Offset)
-		if q.priority == background {
+		if q.priority == background && !q.beside {
 			l.giveWay(q)
 		}
 		if q.cut.Load() {

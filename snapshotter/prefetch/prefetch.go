@@ -16,6 +16,7 @@ package prefetch
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -28,6 +29,9 @@ type Layer interface {
 	// Fetch fetches the members [from, to). It may return nil early, having given
 	// way to a reader.
 	Fetch(ctx context.Context, from, to int) error
+	// Eager says that the layer had better come now, beside what readers wait for. It is
+	// asked often.
+	Eager() bool
 }
 
 // Options are the choices of a Runner; the zero value is usable.
@@ -66,6 +70,11 @@ const (
 	defaultFullPause = 30 * time.Second
 	defaultBackoff   = time.Second
 	maxBackoff       = time.Minute
+	// eagerPoll is how often it is asked whether a layer has become eager.
+	eagerPoll = 250 * time.Millisecond
+	// eagerWindows is how many windows one request has then: a registry that is slow to
+	// answer is asked seldom.
+	eagerWindows = 4
 )
 
 func (o Options) withDefaults() Options {
@@ -122,8 +131,9 @@ type job struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	next    int // member to go on from
-	again   int // windows in a row that began there
+	begun   bool // a window was asked for, so that its delay is over
+	next    int  // member to go on from
+	again   int  // windows in a row that began there
 	ready   time.Time
 	backoff time.Duration
 }
@@ -261,12 +271,19 @@ func (r *Runner) work(ctx context.Context) {
 			r.pause(ctx, wait)
 			continue
 		}
-		if r.o.Gate.Wait(ctx, r.o.Quiet) != nil {
-			r.giveBack(j, false)
-			return
-		}
-		r.giveBack(j, r.window(ctx, j))
+		r.giveBack(j, r.await(ctx, j) && r.window(ctx, j))
 	}
+}
+
+// await returns once a window of j may be fetched; or false, after a while in which
+// readers did not leave the moment for it that it needs. Another one may be eager by then.
+func (r *Runner) await(ctx context.Context, j *job) bool {
+	if j.layer.Eager() {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, eagerPoll)
+	defer cancel()
+	return r.o.Gate.Wait(ctx, r.o.Quiet) == nil
 }
 
 // pause waits until something may be ready: for a time, or with wait 0 until
@@ -285,26 +302,39 @@ func (r *Runner) pause(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// take takes the first job that is ready, or says how long until one is; 0 when
-// there is none.
+// take takes the first job that is ready, those whose layers are eager before others, or
+// says how long until one may be; 0 when there is none.
 func (r *Runner) take(now time.Time) (*job, time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wait := time.Duration(0)
+	wait, first := time.Duration(0), -1
 	for i, j := range r.jobs {
-		if d := j.ready.Sub(now); d > 0 {
-			if wait == 0 || d < wait {
-				wait = d
+		d := j.ready.Sub(now)
+		if d <= 0 || !j.begun {
+			if j.layer.Eager() {
+				first = i
+				break
 			}
-			continue
+			if d > 0 {
+				d = min(d, eagerPoll)
+			}
 		}
-		r.jobs = append(r.jobs[:i], r.jobs[i+1:]...)
-		if len(r.jobs) > 0 {
-			r.poke() // for another worker
+		switch {
+		case d > 0 && (wait == 0 || d < wait):
+			wait = d
+		case d <= 0 && first < 0:
+			first = i
 		}
-		return j, 0
 	}
-	return nil, wait
+	if first < 0 {
+		return nil, wait
+	}
+	j := r.jobs[first]
+	r.jobs = slices.Delete(r.jobs, first, first+1)
+	if len(r.jobs) > 0 {
+		r.poke() // for another worker
+	}
+	return j, 0
 }
 
 // giveBack puts a job at the end of the queue, unless it is done or removed.
@@ -332,7 +362,12 @@ func (r *Runner) window(ctx context.Context, j *job) (done bool) {
 	defer cancel()
 	defer context.AfterFunc(j.ctx, cancel)()
 
-	lo, hi, ok := j.layer.Missing(j.next, r.o.Window)
+	j.begun, j.ready = true, time.Time{}
+	bytes := r.o.Window
+	if j.layer.Eager() {
+		bytes *= eagerWindows
+	}
+	lo, hi, ok := j.layer.Missing(j.next, bytes)
 	if !ok && j.next == 0 {
 		return true
 	}

@@ -27,6 +27,8 @@ type fake struct {
 	// fetch, when set, decides about a call; took is how many members it got.
 	fetch func(ctx context.Context, call, lo, hi int) (took int, err error)
 
+	eager atomic.Bool
+
 	mu     sync.Mutex
 	have   []bool
 	ranges [][2]int
@@ -64,6 +66,8 @@ func (f *fake) Fetch(ctx context.Context, lo, hi int) error {
 	}
 	return err
 }
+
+func (f *fake) Eager() bool { return f.eager.Load() }
 
 func (f *fake) calls() [][2]int {
 	f.mu.Lock()
@@ -371,4 +375,42 @@ func TestGate(t *testing.T) {
 	if err := g.Wait(ctx, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("Wait: %v", err)
 	}
+}
+
+// TestEager: a layer whose readers wait for answers all the time comes beside them, before
+// its delay is over, before others, in larger windows; those give way as ever.
+func TestEager(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := &prefetch.Gate{}
+		gate.Enter() // and never leaves
+		r := start(t, prefetch.Options{Delay: 10 * time.Second, Window: 4, Gate: gate})
+		first, slow, rest := newFake(8), newFake(32), newFake(8)
+		slow.fetch = func(_ context.Context, _, lo, hi int) (int, error) {
+			time.Sleep(100 * time.Millisecond)
+			return hi - lo, nil
+		}
+		for i, l := range []*fake{first, slow, rest} {
+			r.Add(string(rune('a'+i)), l)
+		}
+		time.Sleep(5 * time.Second)
+		slow.eager.Store(true)
+		time.Sleep(time.Second)
+		if want := [][2]int{{0, 16}, {16, 32}}; !slices.Equal(slow.calls(), want) {
+			t.Errorf("the eager layer was fetched as %v, want %v", slow.calls(), want)
+		}
+		time.Sleep(time.Minute)
+		if n := len(first.calls()) + len(rest.calls()); n != 0 {
+			t.Errorf("%d windows of others although readers wait", n)
+		}
+		rest.eager.Store(true) // while it waits in turn
+		time.Sleep(time.Second)
+		if len(rest.calls()) == 0 || len(first.calls()) != 0 {
+			t.Errorf("fetched %v of the one that became eager, %v of the other", rest.calls(), first.calls())
+		}
+		gate.Leave()
+		time.Sleep(time.Second)
+		if len(first.calls()) != 2 || r.Len() != 0 {
+			t.Errorf("fetched %v when nobody waits any more; %d left", first.calls(), r.Len())
+		}
+	})
 }

@@ -91,7 +91,11 @@ func (b *bench) burst(ctx context.Context, s scenario, a arm, r *Burst) (err err
 		return err
 	}
 	defer func() { err = b.end(ctx, h, err) }()
-	if err := b.dropCaches(ctx, h); err != nil {
+	var names []string
+	for _, subject := range s.subjects {
+		names = append(names, subject.names[a.name])
+	}
+	if err := b.dropCaches(ctx, h, names...); err != nil {
 		return err
 	}
 	before := wire.Counts()

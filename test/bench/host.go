@@ -65,8 +65,9 @@ func (b *bench) newHost(ctx context.Context, a arm, registry string, args ...str
 	return h, nil
 }
 
-// dropCaches empties the page cache but for the programs that every start runs.
-func (b *bench) dropCaches(ctx context.Context, h *host) error {
+// dropCaches empties the page cache but for the programs that every start runs, and the
+// images that the registry is about to be asked for.
+func (b *bench) dropCaches(ctx context.Context, h *host, images ...string) error {
 	files := b.files()
 	for _, dir := range h.path {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -79,7 +80,15 @@ func (b *bench) dropCaches(ctx context.Context, h *host) error {
 			return err
 		}
 	}
-	return node.DropCaches(ctx, b.dir, files...)
+	if err := node.DropCaches(ctx, b.dir, files...); err != nil {
+		return err
+	}
+	for _, image := range images {
+		if err := b.registry.Warm(image); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // close ends everything and removes the directory.

@@ -33,7 +33,7 @@ func (b *bench) startRemote(ctx context.Context, s subject, j job, run *Run) (er
 		return err
 	}
 	defer func() { err = b.end(ctx, h, err) }()
-	if err := b.dropCaches(ctx, h); err != nil {
+	if err := b.dropCaches(ctx, h, s.names[j.arm.name]); err != nil {
 		return err
 	}
 	u, err := h.usage()

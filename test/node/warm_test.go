@@ -1,0 +1,121 @@
+package node
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/sys/unix"
+
+	"github.com/apparate/apparate/test/tools"
+)
+
+// TestWarm: all of an image and what refers to it is in memory, and no other image is.
+func TestWarm(t *testing.T) {
+	paths, err := tools.Ensure(t.Context(), t.Output(), tools.Registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := StartRegistry(t.Context(), paths[tools.Registry], t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	image := func() v1.Image {
+		img, err := random.Image(100_000, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	push := func(tag string, img v1.Image) {
+		ref, err := name.ParseReference(r.Addr + "/some/app:" + tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Write(ref, img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wanted, other := image(), image()
+	subject, err := partial.Descriptor(wanted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	artifact, ok := mutate.Subject(image(), *subject).(v1.Image)
+	if !ok {
+		t.Fatal("an image with a subject is none")
+	}
+	push("wanted", wanted)
+	push("other", other)
+	push("artifact", artifact)
+	files, err := filepath.Glob(filepath.Join(r.Dir, "content/docker/registry/v2/blobs/sha256/*/*/data"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d blobs, %v", len(files), err)
+	}
+	for _, f := range files {
+		forgetPages(t, f)
+	}
+	if err := r.Warm("some/app:wanted"); err != nil {
+		t.Fatal(err)
+	}
+	in := 0
+	for _, f := range files {
+		if resident(t, f) {
+			in++
+		}
+	}
+	// Two images of three layers, configuration and manifest, the index that stands in for
+	// the referrers, and the other image's manifest, which was looked at.
+	if in != 12 || len(files) != 16 {
+		t.Errorf("%d of %d blobs are in memory, want 12 of 16", in, len(files))
+	}
+	for _, bad := range []string{"some/app", "some/app:no", "no:wanted"} {
+		if err := r.Warm(bad); err == nil {
+			t.Errorf("%s: no error", bad)
+		}
+	}
+}
+
+// forgetPages takes a file out of the page cache.
+func forgetPages(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// resident says whether the end of a file can be read without waiting for its disk.
+func resident(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }() // only read
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, info.Size()-1, unix.RWF_NOWAIT)
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
