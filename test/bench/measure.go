@@ -63,7 +63,7 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 	if b.dir, err = filepath.Abs(b.dir); err != nil {
 		return nil, err
 	}
-	b.registry, err = node.StartRegistry(ctx, b.tools[tools.Registry], filepath.Join(b.dir, "registry"))
+	b.registry, err = node.StartRegistry(ctx, b.tools[tools.Registry], filepath.Join(b.dir, "registry"), "--direct")
 	if err != nil {
 		return nil, err
 	}
