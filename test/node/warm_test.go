@@ -4,8 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -110,7 +112,8 @@ func forgetPages(t *testing.T, path string) {
 	}
 }
 
-// resident says whether the end of a file can be read without waiting for its disk.
+// resident says whether all of a file is in memory. Asking must not read it, as a read
+// that may not wait does.
 func resident(t *testing.T, path string) bool {
 	t.Helper()
 	f, err := os.Open(path)
@@ -122,9 +125,17 @@ func resident(t *testing.T, path string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, info.Size()-1, unix.RWF_NOWAIT)
-	if err != nil && !errors.Is(err, unix.EAGAIN) {
+	m, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return err == nil
+	pages := make([]byte, (len(m)+os.Getpagesize()-1)/os.Getpagesize())
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&pages[0])))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	if err := unix.Munmap(m); err != nil {
+		t.Fatal(err)
+	}
+	return !slices.ContainsFunc(pages, func(p byte) bool { return p&1 == 0 })
 }
