@@ -26,8 +26,9 @@ import (
 // requests are in flight to one registry at most. As many connections are kept.
 const requests = 32
 
-// small is a layer, in compressed bytes, that is fetched whole as soon as it is mounted.
-const small = 1 << 20
+// small is a layer, in compressed bytes, that is fetched whole as soon as it is mounted: as
+// much as a miss or two would bring, and all of an image that is started without a profile.
+const small = 2 << 20
 
 // Config is how a Node is set up.
 type Config struct {

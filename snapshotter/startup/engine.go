@@ -64,8 +64,8 @@ const (
 	// defaultBudget bounds the bytes of one pack.
 	defaultBudget = 256 << 20
 	// tinyImage is the compressed size in bytes of images that are started without a
-	// profile: most of their layers come whole at once (1 MiB and less) or with the first
-	// miss, and a second copy of them is in the way.
+	// profile: their layers come whole at once (small in package node), and a second copy
+	// of them is in the way.
 	tinyImage = 2 << 20
 	// budgetShare of an image, in percent, bounds them as well.
 	budgetShare = 60
