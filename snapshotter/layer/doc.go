@@ -28,7 +28,8 @@
 //
 // Requests made by Fetch are background work: between members they give way to
 // demand reads (Gate), and when a reader needs a member far down such a request,
-// the request is cut short and the reader asks for what it needs itself.
+// the request is cut short and the reader asks for what it needs itself. Where that would
+// take longer than fetching everything, the layer is Eager, and neither waits for the other.
 //
 // Sequential reads of a large file are noticed and fetched ahead of, in windows
 // that double up to Options.ReadAhead: the kernel reads ahead 128 KiB, which on a

@@ -5,7 +5,8 @@
 // and its reads say best what is needed; all of a small one comes at once. Then its missing members are fetched in the
 // order of the blob, a window at a time, layers in turn. Before each window the Runner
 // waits until no demand read has waited for a moment (Gate); within a window package
-// layer gives way by itself.
+// layer gives way by itself. A layer that is eager does not wait, nor for its delay: its
+// readers wait one after the other for answers, while the line is idle.
 //
 // It ends when nothing is missing. It stops for a while when the cache is full
 // (Options.Full): more would push out what is in use. An error doubles the pause before the
