@@ -57,7 +57,24 @@ func setup(m *testing.M) (int, error) {
 	if _, err := os.Stat(commands[apparate]); err != nil {
 		return 1, fmt.Errorf("%w: run 'make build' first, or 'make e2e'", err)
 	}
+	if err := roomy(os.TempDir()); err != nil {
+		return 1, err
+	}
 	return m.Run(), nil
+}
+
+// roomy says whether nodes keep what they have fetched: where less than a fifth of the disk
+// is free they give back what no image needs, which some tests look for.
+func roomy(dir string) error {
+	const least = 22 // percent, with what the tests themselves take
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if free := 100 * st.Bavail / st.Blocks; free < least {
+		return fmt.Errorf("%d %% of the disk of %s are free, these tests need %d %%: remove something, or name another disk by TMPDIR", free, dir, least)
+	}
+	return nil
 }
 
 // host is a node and a registry for one test.
