@@ -85,8 +85,8 @@ func (l *Layer) claim(need []int, from, until int64, p priority) ([]ticket, erro
 		return nil, ErrClosed
 	}
 	b := batch{l: l, priority: p, gap: l.o.Gap}
-	if p == background && l.Eager() {
-		b.beside, b.gap = true, max(b.gap, l.eagerGap())
+	if p == background {
+		b.gap, b.beside = l.backgroundGap()
 	}
 	tickets := make([]ticket, len(need))
 	for k, m := range need {

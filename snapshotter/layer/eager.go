@@ -48,13 +48,14 @@ func (l *Layer) Eager() bool {
 	return waited.Seconds()*waitedShare >= float64(rest)/float64(rate)
 }
 
-// eagerGap is how many compressed bytes that are here already an eager request reads over:
-// where readers were, the rest is in pieces.
-func (l *Layer) eagerGap() int64 {
-	if k, ok := l.blob.(Link); ok {
-		return min(k.Worth()/eagerGapShare, maxEagerGap)
+// backgroundGap is the Options.Gap of background requests, and whether they are eager: those
+// read over more that is here already, as the rest is in pieces where readers were.
+func (l *Layer) backgroundGap() (gap int64, eager bool) {
+	k, ok := l.blob.(Link)
+	if !ok || !l.Eager() {
+		return l.o.Gap, false
 	}
-	return 0
+	return max(l.o.Gap, min(k.Worth()/eagerGapShare, maxEagerGap)), true
 }
 
 // waits sums up the time in which at least one reader waited for the registry.

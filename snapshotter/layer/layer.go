@@ -331,10 +331,8 @@ func (l *Layer) Missing(from int, bytes int64) (lo, hi int, ok bool) {
 	if lo >= n {
 		return 0, 0, false
 	}
-	start, gap := l.idx.Members[lo].Offset, l.o.Gap
-	if l.Eager() {
-		gap = max(gap, l.eagerGap())
-	}
+	start := l.idx.Members[lo].Offset
+	gap, _ := l.backgroundGap()
 	hi = lo + 1
 	for m := hi; m < n; m++ {
 		x, last := &l.idx.Members[m], &l.idx.Members[hi-1]
