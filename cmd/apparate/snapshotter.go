@@ -167,6 +167,9 @@ func (c *snapshotterConfig) serve(ctx context.Context, in mount.Inheritance, log
 	failed := make(chan error, 1)
 	go func() { failed <- g.Serve(in.Listener) }()
 	go data.Images.Resume(ctx)
+	idle, stopIdle := context.WithCancel(ctx)
+	defer stopIdle()
+	go leanWhenIdle(idle, log, data.Images.Stats, mount.Lean)
 	log.Info("serving", "address", c.address, "root", c.root, "lazy", cfg.Images != nil, "pid", os.Getpid())
 	if err := in.Ready(); err != nil {
 		return err

@@ -95,7 +95,7 @@ func (h *holder) watch(ctx context.Context, c *child, replace <-chan os.Signal) 
 		case ok := <-ready:
 			ready = nil
 			h.announce(ok)
-			if err := lean(); err != nil {
+			if err := Lean(); err != nil {
 				h.Logger.Debug("memory was not given back", "error", err)
 			}
 		case <-replace:

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lean gives back memory of this process that it hardly needs any more: freed memory,
+// Lean gives back memory of this process that it hardly needs any more: freed memory,
 // and the pages of its program, of which starting has touched nearly all and waiting
-// touches few. What is needed again comes from the page cache, which the daemon, the
-// same program, keeps warm.
-func lean() error {
+// touches few. What is needed again comes from the page cache; holder and daemon are the
+// same program. An error is one of /proc or madvise(2) and harms nothing.
+func Lean() error {
 	debug.FreeOSMemory()
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {

@@ -55,7 +55,7 @@ func TestLean(t *testing.T) {
 		return n
 	}
 	before := pages()
-	if err := lean(); err != nil {
+	if err := Lean(); err != nil {
 		t.Fatal(err)
 	}
 	if after := pages(); after >= before {
