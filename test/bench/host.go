@@ -105,14 +105,15 @@ func (h *host) close() error {
 
 // spent is what had been used at one moment.
 type spent struct {
-	daemon, containerd, machine float64
-	peak, now                   int64 // bytes of memory
+	daemon, containerd float64
+	processors
+	peak, now int64 // bytes of memory
 }
 
 func (h *host) usage() (spent, error) {
 	var s spent
 	var err error
-	if s.machine, err = processorSeconds(); err != nil {
+	if s.processors, err = processorTime(); err != nil {
 		return s, err
 	}
 	c, err := h.node.ContainerdUsage()

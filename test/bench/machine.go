@@ -64,26 +64,37 @@ func firstLine(ctx context.Context, argv ...string) string {
 	return line
 }
 
-// processorSeconds is how long the machine's processors have worked since it
-// started, all together.
-func processorSeconds() (float64, error) {
-	const ticks = 100
+// processors is what has become of the processors' time since the machine started, in
+// seconds of all of them together.
+type processors struct {
+	worked float64
+	// stolen went to other machines on the same hardware while this one wanted it.
+	stolen float64
+}
+
+// processorTime reads it from /proc/stat, as proc(5) describes it.
+func processorTime() (processors, error) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0, err
+		return processors{}, err
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
+	return parseProcessors(line)
+}
+
+func parseProcessors(line string) (processors, error) {
+	const ticks = 100
+	var p processors
 	f := strings.Fields(line) // cpu user nice system idle iowait irq softirq steal guest
-	if len(f) < 8 {
-		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	if len(f) < 9 || f[0] != "cpu" {
+		return p, fmt.Errorf("/proc/stat begins with %q", line)
 	}
-	var sum float64
-	for _, i := range []int{1, 2, 3, 6, 7} {
+	for i, sum := range map[int]*float64{1: &p.worked, 2: &p.worked, 3: &p.worked, 6: &p.worked, 7: &p.worked, 8: &p.stolen} {
 		n, err := strconv.ParseInt(f[i], 10, 64)
 		if err != nil {
-			return 0, err
+			return p, err
 		}
-		sum += float64(n) / ticks
+		*sum += float64(n) / ticks
 	}
-	return sum, nil
+	return p, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -71,7 +72,21 @@ func (v *view) source() string {
 	fmt.Fprintf(&s, "\nMedians of %d interleaved rounds in random order, each start on a new node with dropped page cache; "+
 		"a start that failed counts as %v. Ratios are of paired runs: for each image the median, over all images the geometric mean, "+
 		"in brackets the interval of 95 %% of bootstrap draws of the rounds.\n\n", rounds, startLimit)
-	return s.String() + v.noise() + "\n"
+	return s.String() + v.noise() + v.stolen() + "\n"
+}
+
+// stolen says how much of what the starts wanted of the processors others had.
+func (v *view) stolen() string {
+	var parts []float64
+	for _, r := range v.Runs {
+		if all := r.CPU.Machine + r.CPU.Stolen; r.Error == "" && all > 0 {
+			parts = append(parts, 100*r.CPU.Stolen/all)
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("- Of the processor time that a start wanted, other machines on the same hardware took %.0f %% (median; %.0f %% in the worst).\n", median(parts), slices.Max(parts))
 }
 
 // legend says what the arms are, and what was not measured.

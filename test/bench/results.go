@@ -89,11 +89,13 @@ type Run struct {
 	// Traffic is what had come from the registry by then.
 	Traffic link.Counts `json:"traffic"`
 	// CPU are seconds of the processor until then: the snapshotter's daemon,
-	// containerd with what it ran, and the whole machine, registry and relay included.
+	// containerd with what it ran, and the whole machine, registry and relay included;
+	// Stolen is what other machines on the same hardware took of it.
 	CPU struct {
 		Daemon     float64 `json:"daemon"`
 		Containerd float64 `json:"containerd"`
 		Machine    float64 `json:"machine"`
+		Stolen     float64 `json:"stolen"`
 	} `json:"cpu"`
 	// PeakRSS is the most memory of the daemon's processes until then.
 	PeakRSS int64 `json:"peak_rss"`

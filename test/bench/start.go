@@ -61,7 +61,8 @@ func (b *bench) startRemote(ctx context.Context, s subject, j job, run *Run) (er
 	if err != nil {
 		return err
 	}
-	run.CPU.Daemon, run.CPU.Containerd, run.CPU.Machine = now.daemon-u.daemon, now.containerd-u.containerd, now.machine-u.machine
+	run.CPU.Daemon, run.CPU.Containerd = now.daemon-u.daemon, now.containerd-u.containerd
+	run.CPU.Machine, run.CPU.Stolen = now.worked-u.worked, now.stolen-u.stolen
 	run.PeakRSS = now.peak
 	if err := h.prove(ctx, c, j.arm, run); err != nil {
 		return err
