@@ -97,7 +97,9 @@ func (l *Layer) claim(need []int, from, until int64, p priority) ([]ticket, erro
 		if len(need) > 0 {
 			next = need[len(need)-1] + 1
 		}
-		b.extend(next, until)
+		sweep := b.sweep()
+		b.extend(next, until, sweep.window)
+		sweep.on(b.last)
 	}
 	l.requests.Add(len(b.requests))
 	l.mu.Unlock()
@@ -177,9 +179,10 @@ func (f *flight) hurry(idx *toc.Index) {
 	}
 }
 
-// extend takes missing members from next on: all with content before the
-// address until, and those which a request grows by to Options.Coalesce.
-func (b *batch) extend(next int, until int64) {
+// extend takes missing members from next on: all with content before the address until,
+// those in the next window compressed bytes, and those which a request grows by to
+// Options.Coalesce.
+func (b *batch) extend(next int, until, window int64) {
 	l := b.l
 	upto := next
 	if until > 0 {
@@ -194,7 +197,7 @@ func (b *batch) extend(next int, until int64) {
 		size := l.idx.Members[m].Size
 		// Content in another order than the blob could make upto mean anything:
 		// the bytes are bounded as well.
-		wanted := m < upto && ahead+size <= l.o.ReadAhead
+		wanted := (m < upto || ahead+size <= window) && ahead+size <= l.o.ReadAhead
 		if !wanted && (b.last == nil || b.last.end-b.last.start+size > coalesce) {
 			return
 		}

@@ -171,6 +171,7 @@ type Layer struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[int]*flight // members that are being fetched, and unkept ones
+	sweeps  sweeps
 	unkept  unkept
 }
 
