@@ -240,6 +240,7 @@ func newImagesCollector(m *images.Manager) *imagesCollector {
 		c.descs = append(c.descs, statDesc{prometheus.NewDesc("apparate_snapshotter_"+name, help, nil, nil), kind, value})
 	}
 	add("images_mounted", "Images that are mounted.", prometheus.GaugeValue, func(s images.Stats) float64 { return float64(s.Images) })
+	add("images_local", "Images that new containers read without this daemon.", prometheus.GaugeValue, func(s images.Stats) float64 { return float64(s.Local) })
 	add("layers_loaded", "Layers that can be read.", prometheus.GaugeValue, func(s images.Stats) float64 { return float64(s.Layers) })
 	add("cache_bytes", "Bytes that the layer cache takes on disk.", prometheus.GaugeValue, func(s images.Stats) float64 { return float64(s.CacheBytes) })
 	add("fetched_bytes_total", "Compressed bytes of layers fetched from registries.", prometheus.CounterValue, func(s images.Stats) float64 { return float64(s.FetchedBytes) })

@@ -25,10 +25,12 @@ type daemonStatus struct {
 	// DataPath is how images are mounted, "" when they are not; then NotLazy says why.
 	DataPath string `json:"dataPath"`
 	NotLazy  string `json:"notLazy,omitempty"`
-	// Images are mounted, Layers can be read. CacheBytes is what is taken on disk,
+	// Images are mounted, Layers can be read; Local images are all here, so that new
+	// containers read them without the daemon. CacheBytes is what is taken on disk,
 	// FetchedBytes what was fetched, compressed, since the daemon started.
 	Images       int   `json:"images"`
 	Layers       int   `json:"layers"`
+	Local        int   `json:"local"`
 	CacheBytes   int64 `json:"cacheBytes"`
 	FetchedBytes int64 `json:"fetchedBytes"`
 	// Errors are the repositories with trouble, the newest first.
@@ -47,7 +49,7 @@ func (s *statusSource) now() daemonStatus {
 	st.Errors = s.errors.List()
 	if s.images != nil {
 		i := s.images.Stats()
-		st.Images, st.Layers, st.CacheBytes, st.FetchedBytes = i.Images, i.Layers, i.CacheBytes, i.FetchedBytes
+		st.Images, st.Layers, st.Local, st.CacheBytes, st.FetchedBytes = i.Images, i.Layers, i.Local, i.CacheBytes, i.FetchedBytes
 	}
 	return st
 }

@@ -183,7 +183,7 @@ func (s *daemonStatus) print(w io.Writer) error {
 		line("lazy", "no: %s", s.NotLazy)
 	}
 	line("version", "%s, pid %d, up %v", s.Version, s.PID, time.Since(s.Since).Round(time.Second))
-	line("images", "%d mounted, %d layers", s.Images, s.Layers)
+	line("images", "%d mounted, %d layers; %d need no daemon for new containers", s.Images, s.Layers, s.Local)
 	line("cache", "%.1f MB in %s", float64(s.CacheBytes)/1e6, s.Root)
 	line("fetched", "%.1f MB", float64(s.FetchedBytes)/1e6)
 	for _, e := range s.Errors {

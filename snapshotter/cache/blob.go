@@ -46,6 +46,8 @@ type Blob struct {
 	stamp   []atomic.Uint32
 	present atomic.Int64 // bytes of unverified and verified chunks
 	trusted atomic.Int64 // number of verified chunks
+	// sealed says that data has other readers: what it once had it keeps; see Seal.
+	sealed  atomic.Bool
 	hashing [verifyLocks]sync.Mutex
 
 	mu    sync.Mutex // guards the bitmap and its file
@@ -70,6 +72,7 @@ func newBlob(s *Store, e *entry, dir string, idx *toc.Index) (*Blob, error) {
 		stamp: make([]atomic.Uint32, n),
 		bits:  make([]byte, (n+7)/8),
 	}
+	b.sealed.Store(e.sealed)
 	if err := b.load(); err != nil {
 		return nil, errors.Join(err, data.Close(), state.Close())
 	}
@@ -79,7 +82,8 @@ func newBlob(s *Store, e *entry, dir string, idx *toc.Index) (*Blob, error) {
 // load gives data its length and marks the chunks that state speaks of. A short
 // or overlong state is no error: it is a hint.
 func (b *Blob) load() error {
-	if err := b.data.Truncate(b.idx.DataSize); err != nil {
+	// An empty layer is a file of one block, as the kernel takes no empty ones.
+	if err := b.data.Truncate(max(b.idx.DataSize, toc.BlockSize)); err != nil {
 		return err
 	}
 	read, _ := b.state.ReadAt(b.bits, 0) // what cannot be read is missing
@@ -287,9 +291,13 @@ func (b *Blob) mark(i int, set bool) error {
 	return err
 }
 
-// punch gives back the disk behind a chunk. Blocks shared with a neighbour stay
+// punch gives back the disk behind a chunk, but for one of a sealed layer: its other
+// readers find there what they found, and it is written again as it was. Blocks shared with a neighbour stay
 // allocated. Where the file system cannot punch, only whole layers free disk.
 func (b *Blob) punch(i int) {
+	if b.sealed.Load() {
+		return
+	}
 	c := &b.idx.Chunks[i]
 	end := c.Addr + c.Size
 	// Padding behind the end of a file is nobody's: take the whole block.

@@ -4,6 +4,7 @@
 //
 //	data    a sparse file in the layer's address space (toc.Index.DataSize bytes)
 //	state   one bit a chunk, lowest bit first: "data may hold this chunk"
+//	sealed  an empty file, where data may have other readers (Blob.Seal)
 //	...     small files of the caller (WriteFile), each replaced as a whole
 //
 // # What is trusted
@@ -23,6 +24,13 @@
 // allocates nothing; and as data has the layout of the layer, a complete layer
 // is a file that the kernel can be given as it is. Who fetches what is missing,
 // and that it does so once, is the business of package layer.
+//
+// # Sealed layers
+//
+// The kernel reads a complete layer's data by itself, without asking. Such a layer
+// gives up no single chunk any more, as that would be zeros in the middle of a program:
+// it goes as a whole, by its name, and who has the file open keeps it. The seal is on
+// disk, as readers outlive this process. Half of the budget may be sealed.
 //
 // # Reads beside eviction
 //

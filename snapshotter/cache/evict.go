@@ -150,7 +150,7 @@ func (s *Store) evictChunks(over func() int64) {
 	}
 	var open []*Blob
 	for _, e := range s.layers {
-		if e.blob != nil {
+		if e.blob != nil && !e.sealed {
 			open = append(open, e.blob)
 		}
 	}

@@ -85,6 +85,7 @@ type entry struct {
 	key      string
 	refs     int
 	held     bool  // by Options.InUse
+	sealed   bool  // gives up no chunks; see Blob.Seal
 	blob     *Blob // nil when refs is 0
 	data     int64 // bytes of disk behind data
 	small    int64 // bytes of disk behind everything else
@@ -193,6 +194,8 @@ func scanLayer(dir, key string) (*entry, error) {
 		case d.Name() == dataName:
 			e.data += st.Blocks * 512
 			continue
+		case d.Name() == sealedName:
+			e.sealed = true
 		}
 		e.small += smallSize(&st)
 		if t := time.Unix(st.Mtim.Unix()); t.After(e.lastUsed) {
@@ -374,7 +377,7 @@ func (s *Store) Full() bool { return s.Room() < s.o.Budget/16 }
 // WriteFile keeps b under name beside the chunks of a layer. A reader sees the
 // old or the new content, never a part.
 func (s *Store) WriteFile(key, name string, b []byte) error {
-	if !validName(key) || !validName(name) || name == dataName || name == stateName {
+	if !validName(key) || !validName(name) || name == dataName || name == stateName || name == sealedName {
 		return fmt.Errorf("cache file %q of layer %q: not a name for a file", name, key)
 	}
 	s.mu.Lock()

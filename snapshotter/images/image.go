@@ -34,6 +34,8 @@ type img struct {
 	// The rest is guarded by Manager.mu.
 	mounted bool
 	since   time.Time
+	// local says that it is mounted from the cache's own files as well.
+	local bool
 	// gen is Manager.gen when the image was last asked for; see Keep.
 	gen uint64
 	// claimed says that a Keep has wanted the image: from then on it goes as
@@ -50,7 +52,8 @@ type imageRecord struct {
 func (m *Manager) imageDir(id string) string { return filepath.Join(m.cfg.Root, "images", id) }
 
 // Mount returns the directory where the chain of layers, bottom first, is
-// mounted as one tree; the mount is made when it is not there yet.
+// mounted as one tree; the mount is made when it is not there yet. Of an image that is
+// here as a whole it may be another one than before: see [Manager.Arrived].
 // keepWhiteouts says that something lies below the chain, so that what it
 // deletes must stay visible as overlayfs whiteouts.
 //
@@ -70,6 +73,9 @@ func (m *Manager) Mount(ctx context.Context, layers []source.Layer, keepWhiteout
 	m.mu.Lock()
 	mounted := im.mounted
 	m.mu.Unlock()
+	if local, ok := m.localDir(im); ok {
+		return local, nil
+	}
 	if mounted && m.cfg.Mount.Check(dir) == nil {
 		return dir, nil
 	}
@@ -273,8 +279,9 @@ func (m *Manager) adopt() error {
 			continue
 		}
 		mounted := m.cfg.Mount.Check(filepath.Join(dir, d.Name(), mountDir)) == nil
+		local := m.cfg.Mount.Check(filepath.Join(dir, d.Name(), localMountDir)) == nil
 		m.images[d.Name()] = &img{id: d.Name(), keys: rec.Layers, turn: newTurn(),
-			mounted: mounted, since: time.Now()}
+			mounted: mounted, local: local, since: time.Now()}
 	}
 	return nil
 }
@@ -286,7 +293,7 @@ func (m *Manager) Resume(ctx context.Context) {
 	m.mu.Lock()
 	var keys []Key
 	for _, im := range m.images {
-		if im.mounted {
+		if im.mounted || im.local {
 			keys = append(keys, im.keys...)
 		}
 	}
@@ -309,14 +316,17 @@ func (m *Manager) Resume(ctx context.Context) {
 // discard takes an image's mount and directory away.
 func (m *Manager) discard(id string) error {
 	dir := m.imageDir(id)
-	if err := m.cfg.Mount.Unmount(filepath.Join(dir, mountDir)); err != nil {
-		return fmt.Errorf("unmount image %s: %w", id, err)
+	for _, point := range []string{localMountDir, mountDir} {
+		if err := m.cfg.Mount.Unmount(filepath.Join(dir, point)); err != nil {
+			return fmt.Errorf("unmount image %s: %w", id, err)
+		}
 	}
 	return os.RemoveAll(dir)
 }
 
 // UnmountAll takes every image down, for a shutdown that is not a restart.
 func (m *Manager) UnmountAll() error {
+	m.endLocalize()
 	m.mu.Lock()
 	ids := make([]string, 0, len(m.images))
 	for id := range m.images {

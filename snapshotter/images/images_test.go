@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -31,6 +32,7 @@ import (
 type fakeMounts struct {
 	mu      sync.Mutex
 	mounted map[string]bool
+	lower   map[string]bool
 	mounts  int
 }
 
@@ -43,6 +45,21 @@ func (f *fakeMounts) Mount(_ context.Context, image string, _ []string, dir stri
 	f.mounted[dir] = true
 	f.mounts++
 	return nil
+}
+
+func (f *fakeMounts) MountLocal(ctx context.Context, image string, devices []string, dir string) error {
+	for _, d := range devices {
+		if st, err := os.Stat(d); err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+			return fmt.Errorf("device %s: %w", d, err)
+		}
+	}
+	return f.Mount(ctx, image, devices, dir)
+}
+
+func (f *fakeMounts) Lower(dir string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lower[dir], nil
 }
 
 func (f *fakeMounts) Check(dir string) error {
@@ -105,7 +122,7 @@ func (w *world) start(t *testing.T, grace time.Duration) (m *Manager, stop func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err = New(Config{Root: w.root, Cache: store, Open: w.open, Mount: w.mounts, Grace: grace})
+	m, err = New(Config{Root: w.root, Cache: store, Open: w.open, Mount: w.mounts, Grace: grace, LocalSettle: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func (m *Manager) drop(ctx context.Context, im *img, gen uint64) error {
 		m.mu.Unlock()
 		return nil
 	}
-	im.mounted = false
+	im.mounted, im.local = false, false
 	m.mu.Unlock()
 	if err := m.discard(im.id); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/apparate/apparate/snapshotter/cache"
 	"github.com/apparate/apparate/snapshotter/fetch"
 	"github.com/apparate/apparate/snapshotter/layer"
 	"github.com/apparate/apparate/snapshotter/source"
@@ -48,6 +49,7 @@ type entry struct {
 	// The rest is written by the holder of turn before lay is set, under Manager.mu.
 	rec  record
 	lay  *layer.Layer
+	blob *cache.Blob // the layer's, which closes it
 	used time.Time
 	// claimed says that an image used the layer: it may go once none does.
 	claimed bool
@@ -182,7 +184,7 @@ func (m *Manager) start(e *entry, rec record, idx *toc.Index) error {
 	lean := &toc.Index{Chunks: idx.Chunks, Members: idx.Members, DataSize: idx.DataSize, Compression: idx.Compression}
 	l := layer.New(rec.Digest.String(), lean, remote, cb, m.cfg.Layer)
 	m.mu.Lock()
-	e.rec, e.lay, e.full = rec, l, idx
+	e.rec, e.lay, e.blob, e.full = rec, l, cb, idx
 	m.mu.Unlock()
 	return nil
 }
@@ -215,7 +217,7 @@ func (m *Manager) closeLocked(e *entry) error {
 	gone.CachedBytes, gone.ContentBytes, gone.BlobBytes = 0, 0, 0
 	m.gone = addStats(m.gone, gone)
 	err := e.lay.Close()
-	e.lay, e.full = nil, nil
+	e.lay, e.blob, e.full = nil, nil, nil
 	return err
 }
 

@@ -13,7 +13,8 @@
 //	blobs/               where the FUSE file system of blob files is mounted (0700)
 //	layers/<key>/        one layer: toc, layer.json, data, state (package cache);
 //	                     index instead of toc where the layer has one
-//	images/<id>/         one chain: meta.erofs, image.json, fs (the mount point)
+//	images/<id>/         one chain: meta.erofs, image.json, fs (the mount point), local
+//	                     (that of local files, where the image is complete)
 package images
 
 import (
@@ -38,11 +39,14 @@ import (
 type Opener func(ctx context.Context, ref string, d digest.Digest, size int64) (fetch.Blob, error)
 
 // FileSystem mounts metadata images whose data lies in device files. Mount
-// reports success only once dir shows the tree; Unmount of what is not mounted
-// is no error.
+// reports success only once dir shows the tree, and so does MountLocal, whose devices are
+// complete files; Unmount of what is not mounted is no error. Lower says whether an overlay
+// stands on dir.
 type FileSystem interface {
 	Mount(ctx context.Context, image string, devices []string, dir string) error
+	MountLocal(ctx context.Context, image string, devices []string, dir string) error
 	Check(dir string) error
+	Lower(dir string) (bool, error)
 	Unmount(dir string) error
 }
 
@@ -100,8 +104,11 @@ type Config struct {
 	Layer layer.Options
 	// Grace is how long an image that nobody uses yet stays mounted: a pull
 	// mounts before it is finished. Default 10 minutes.
-	Grace  time.Duration
-	Logger *slog.Logger
+	Grace time.Duration
+	// LocalSettle is how long after its mount an image is at least left alone until it is
+	// mounted from local files. Default 10 seconds.
+	LocalSettle time.Duration
+	Logger      *slog.Logger
 }
 
 // Manager is the table of layers and mounted images. All methods may be called
@@ -113,6 +120,12 @@ type Manager struct {
 	// ctx bounds work that outlives the call that started it.
 	ctx  context.Context
 	stop context.CancelFunc
+
+	// What mounts images from local files: its end, what runs, and that one does at a time.
+	localizing   context.Context
+	stopLocalize context.CancelFunc
+	work         sync.WaitGroup
+	sealing      turn
 
 	mu     sync.Mutex
 	layers map[Key]*entry
@@ -135,6 +148,9 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.Grace == 0 {
 		cfg.Grace = 10 * time.Minute
 	}
+	if cfg.LocalSettle == 0 {
+		cfg.LocalSettle = localSettle
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -143,9 +159,10 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: cfg, log: cfg.Logger,
-		layers: map[Key]*entry{}, byNode: map[uint64]Key{}, images: map[string]*img{},
+		sealing: newTurn(), layers: map[Key]*entry{}, byNode: map[uint64]Key{}, images: map[string]*img{},
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.localizing, m.stopLocalize = context.WithCancel(m.ctx)
 	if err := os.MkdirAll(filepath.Join(cfg.Root, "images"), 0o700); err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}
@@ -162,6 +179,7 @@ func New(cfg Config) (*Manager, error) {
 // Close stops background work and closes the layers. Mounts stay: they belong
 // to the containers that use them, and the next daemon serves them.
 func (m *Manager) Close() error {
+	m.endLocalize()
 	m.stop()
 	m.mu.Lock()
 	defer m.mu.Unlock()

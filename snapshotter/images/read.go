@@ -79,8 +79,8 @@ func (m *Manager) reader(ctx context.Context, e *entry) (*layer.Layer, int64, er
 // Stats are counters since the daemon started, and gauges of now.
 type Stats struct {
 	layer.Stats
-	// Layers are loaded, Images are mounted.
-	Layers, Images int
+	// Layers are loaded, Images are mounted, of them Local from local files as well.
+	Layers, Images, Local int
 	// CacheBytes is what the cache takes on disk.
 	CacheBytes int64
 }
@@ -99,6 +99,9 @@ func (m *Manager) Stats() Stats {
 	for _, im := range m.images {
 		if im.mounted {
 			s.Images++
+		}
+		if im.local {
+			s.Local++
 		}
 	}
 	return s

@@ -376,3 +376,93 @@ func BenchmarkMount(b *testing.B) {
 		})
 	}
 }
+
+// TestMountLocal: complete files are read past the page cache and far ahead, where this
+// kernel can, and right in any case.
+func TestMountLocal(t *testing.T) {
+	needRoot(t)
+	devices := localDevices(t, 3)
+	img, err := image(t.TempDir(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range []bool{false, true} {
+		t.Run(fmt.Sprint("old=", old), func(t *testing.T) {
+			e := &EROFS{old: old}
+			before, dir := readAheads(), t.TempDir()
+			if err := e.MountLocal(t.Context(), img, deviceNames(devices, 3), dir); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := e.Unmount(dir); err != nil {
+					t.Error(err)
+				}
+			}()
+			found := 0
+			for name := range readAheads() {
+				if before[name] {
+					continue
+				}
+				found++
+				if b, err := os.ReadFile(name); err != nil || strings.TrimSpace(string(b)) != localReadAheadKiB {
+					t.Errorf("%s: %q, %v", name, b, err)
+				}
+			}
+			if found != 1 {
+				t.Errorf("%d new settings of read-ahead", found)
+			}
+			if err := checkRandom(dir, 3, 1, times(30)); err != nil {
+				t.Error(err)
+			}
+			for i := range 3 {
+				if err := checkCold(dir, i, 12345, 99999); err != nil {
+					t.Error(err)
+				}
+			}
+			mounts, err := os.ReadFile("/proc/self/mounts")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(mounts)) {
+				if f := strings.Fields(line); f[1] == dir {
+					t.Logf("options: %s", f[3])
+				}
+			}
+		})
+	}
+}
+
+// TestLower: overlays say which of our mounts they stand on.
+func TestLower(t *testing.T) {
+	needRoot(t)
+	devices := localDevices(t, 1)
+	e := &EROFS{}
+	dir := mounted(t, e, t.TempDir(), devices, 1)
+	over, work, root := t.TempDir(), t.TempDir(), t.TempDir()
+	lower := func(want bool, when string) {
+		t.Helper()
+		if got, err := e.Lower(dir); err != nil || got != want {
+			t.Errorf("%s: %v, %v", when, got, err)
+		}
+		if got, err := e.Lower(dir + "x"); err != nil || got {
+			t.Errorf("%s, another one: %v, %v", when, got, err)
+		}
+	}
+	lower(false, "nobody uses it")
+	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir="+t.TempDir()+":"+dir+",upperdir="+over+",workdir="+work); err != nil {
+		t.Fatal(err)
+	}
+	lower(true, "an overlay stands on it")
+	if err := unix.Unmount(root, 0); err != nil {
+		t.Fatal(err)
+	}
+	lower(false, "that is gone")
+	for what, c := range map[string]struct {
+		dir string
+		ok  bool
+	}{"a mount": {dir, true}, "no files": {t.TempDir(), true}, "nothing": {filepath.Join(root, "x"), false}} {
+		if err := readable(c.dir); (err == nil) != c.ok {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

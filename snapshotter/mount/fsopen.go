@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ const (
 
 // mountNew mounts with the API of Linux 5.2. It takes any number of devices, and
 // says in words what went wrong.
-func mountNew(source string, devices []string, dir string) error {
+func mountNew(source string, devices []string, dir string, flags []string) error {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.EPERM) {
 		// Some sandboxes refuse what they do not know.
@@ -28,7 +29,7 @@ func mountNew(source string, devices []string, dir string) error {
 		return fmt.Errorf("fsopen: %w", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
-	if err := configure(fs, source, devices); err != nil {
+	if err := configure(fs, source, devices, append(flags, "ro")); err != nil {
 		return withMessages(fs, err)
 	}
 	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
@@ -42,7 +43,7 @@ func mountNew(source string, devices []string, dir string) error {
 	return nil
 }
 
-func configure(fs int, source string, devices []string) error {
+func configure(fs int, source string, devices, flags []string) error {
 	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 		return fmt.Errorf("fsconfig source=%s: %w", source, err)
 	}
@@ -51,8 +52,10 @@ func configure(fs int, source string, devices []string) error {
 			return fmt.Errorf("fsconfig device %d: %w", i, err)
 		}
 	}
-	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
-		return fmt.Errorf("fsconfig ro: %w", err)
+	for _, f := range flags {
+		if err := unix.FsconfigSetFlag(fs, f); err != nil {
+			return fmt.Errorf("fsconfig %s: %w", f, err)
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return fmt.Errorf("fsconfig create: %w", err)
@@ -79,8 +82,8 @@ func withMessages(fs int, err error) error {
 }
 
 // mountOld mounts with mount(2).
-func mountOld(source string, devices []string, dir string) error {
-	var data []string
+func mountOld(source string, devices []string, dir string, flags []string) error {
+	data := slices.Clone(flags)
 	for _, d := range devices {
 		data = append(data, "device="+d)
 	}

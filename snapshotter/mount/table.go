@@ -27,6 +27,25 @@ func Mounted(dir string) (bool, error) {
 	return len(m) > 0, nil
 }
 
+// Lower reports whether an overlay of this mount namespace has dir among its lower
+// directories. It reads the mount table and does not touch dir.
+func Lower(dir string) (bool, error) {
+	m, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return false, fmt.Errorf("read the mount table: %w", err)
+	}
+	short := filepath.Join("/", filepath.Base(filepath.Dir(dir)), filepath.Base(dir))
+	for _, x := range m {
+		for _, option := range strings.FieldsFunc(x.VFSOptions, func(r rune) bool { return r == ',' || r == ':' || r == '=' }) {
+			// containerd shortens long lists by relative names; ours end in the id of an image.
+			if option == dir || !filepath.IsAbs(option) && strings.HasSuffix(option, short) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 // Below returns the mount points below dir, without dir itself, the latest first:
 // the order in which they can be taken away. Links in dir are followed; what is
 // below it is not touched.

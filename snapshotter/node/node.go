@@ -114,6 +114,7 @@ func (c Config) Start(dev *os.File) (*Node, error) {
 		r := prefetch.New(prefetch.Options{
 			Delay: c.BackgroundDelay, Small: small, Gate: gate, Logger: c.Logger,
 			Full: func(string) bool { return n.store.Full() },
+			Done: func(key string) { n.Images.Arrived(key) },
 		})
 		cfg.Prefetch = r
 		n.work.Go(func() { r.Run(ctx) })
