@@ -53,6 +53,9 @@ const (
 	armLocalCold = "local-cold"
 	armOverlay   = "overlayfs"
 	armApparate  = "apparate"
+	// armLocal is in the steady state alone: ours in a container that starts when all of the
+	// image is here.
+	armLocal     = "apparate-local"
 	armAgain     = "apparate-again"
 	armOwn       = "apparate-profile"
 	armBefore    = "before"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -12,8 +13,9 @@ import (
 	"github.com/apparate/apparate/test/tools"
 )
 
-// steadyArms are those whose steady state is compared.
-var steadyArms = []string{armOverlay, "erofs-eager", "stargz", armApparate}
+// steadyArms are those whose steady state is compared. The last one comes of itself with
+// the one before.
+var steadyArms = []string{armOverlay, "erofs-eager", "stargz", armApparate, armLocal}
 
 // runSteady measures what an image that is all local costs to use.
 func (b *bench) runSteady(ctx context.Context) error {
@@ -29,23 +31,33 @@ func (b *bench) runSteady(ctx context.Context) error {
 			if !slices.Contains(steadyArms, a.name) {
 				continue
 			}
-			r := Steady{Arm: a.name, Image: s.name, Round: round, Seconds: map[string]float64{}}
-			err := b.steadyState(ctx, s, a, &r)
+			of := []string{a.name}
+			if a.name == armApparate {
+				of = append(of, armLocal)
+			}
+			records := make([]Steady, len(of))
+			for i, name := range of {
+				records[i] = Steady{Arm: name, Image: s.name, Round: round, Seconds: map[string]float64{}}
+			}
+			err := b.steadyState(ctx, s, a, records)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err != nil {
-				r.Error = err.Error()
+			for _, r := range records {
+				if err != nil {
+					r.Error = err.Error()
+				}
+				tools.Say(b.progress, "steady state of %s on %s: %v %s", s.name, r.Arm, r.Seconds, r.Error)
+				b.results.Steady = append(b.results.Steady, r)
 			}
-			tools.Say(b.progress, "steady state of %s on %s: %v %s", s.name, a.name, r.Seconds, r.Error)
-			b.results.Steady = append(b.results.Steady, r)
 		}
 	}
 	return nil
 }
 
-// steadyState starts the image, waits until all of it has come, and uses it.
-func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (err error) {
+// steadyState starts the image, waits until all of it has come, and uses it: for each
+// further record once more, in a container that starts then.
+func (b *bench) steadyState(ctx context.Context, s subject, a arm, records []Steady) (err error) {
 	if err := s.failed[a.name]; err != nil {
 		return err
 	}
@@ -63,31 +75,77 @@ func (b *bench) steadyState(ctx context.Context, s subject, a arm, r *Steady) (e
 	if err := h.node.Pull(ctx, ref, h.snapshotter); err != nil {
 		return err
 	}
-	c, err := h.node.RunReady(ctx, ref, h.snapshotter, "subject", s.spec, s.env...)
-	if err != nil {
-		return err
-	}
-	pid, err := c.PID(ctx)
-	if err != nil {
-		return err
-	}
-	root := fmt.Sprintf("/proc/%d/root", pid)
-	t, err := readTree(root, "usr")
-	if err != nil {
-		return err
-	}
-	if err := t.readAll(); err != nil {
-		return err
-	}
-	if err := quiet(ctx, relay); err != nil {
-		return err
-	}
-	for _, o := range uses() {
-		if r.Seconds[o.name], err = b.measureUse(ctx, o, t); err != nil {
-			return fmt.Errorf("%s: %w", o.name, err)
+	for i, r := range records {
+		c, err := h.node.RunReady(ctx, ref, h.snapshotter, fmt.Sprintf("subject-%d", i), s.spec, s.env...)
+		if err != nil {
+			return err
+		}
+		if r.Arm == armLocal {
+			if err := provesLocal(ctx, c); err != nil {
+				return err
+			}
+		}
+		pid, err := c.PID(ctx)
+		if err != nil {
+			return err
+		}
+		t, err := readTree(fmt.Sprintf("/proc/%d/root", pid), "usr")
+		if err != nil {
+			return err
+		}
+		if err := t.readAll(); err != nil {
+			return err
+		}
+		if err := quiet(ctx, relay); err != nil {
+			return err
+		}
+		for _, o := range uses() {
+			if r.Seconds[o.name], err = b.measureUse(ctx, o, t); err != nil {
+				return fmt.Errorf("%s: %w", o.name, err)
+			}
+		}
+		if err := c.Stop(ctx); err != nil {
+			return err
+		}
+		if i+1 < len(records) {
+			if err := untilLocal(ctx, h.node); err != nil {
+				return err
+			}
 		}
 	}
-	return c.Stop(ctx)
+	return nil
+}
+
+// untilLocal waits until our daemon has mounted the image from local files.
+func untilLocal(ctx context.Context, n *node.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		text, err := ask(ctx, n.StatusSocket(), "/metrics")
+		if err != nil {
+			return err
+		}
+		if counters(string(text))["images_local"] > 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the image is all here, but not mounted from local files: %w", ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// provesLocal says whether a container reads files of this machine, with no daemon between.
+func provesLocal(ctx context.Context, c *node.Container) error {
+	m, err := c.RootMount(ctx)
+	if err != nil {
+		return err
+	}
+	if len(m.Lowers) != 1 || filepath.Base(m.Lowers[0]) != "local" || m.String() != "overlay on erofs" {
+		return fmt.Errorf("the root is %s of %v, not local files", m, m.Lowers)
+	}
+	return nil
 }
 
 // measureUse is the median of some times that a use took. One that is not cold is
