@@ -68,6 +68,17 @@ func TestView(t *testing.T) {
 	}
 }
 
+// TestNeeded: a profile says what a start needs only if it has most of it.
+func TestNeeded(t *testing.T) {
+	for pack, want := range map[int64]float64{0: 12.5e6, 11e6: 11e6, 6e6: 6e6, 5e6: 12.5e6, 20e6: 12.5e6} {
+		r := example()
+		r.Images[0].Pack = pack
+		if got := newView(r).needed("a", "LAN1G"); got != want {
+			t.Errorf("a pack of %d bytes: %v are needed, want %v", pack, got, want)
+		}
+	}
+}
+
 // TestMarkdown proves that what was lost is shown as what was won is.
 func TestMarkdown(t *testing.T) {
 	text := markdown(example())

@@ -137,14 +137,15 @@ func (v *view) limit(image, network string) (Limit, bool) {
 	return l, true
 }
 
+// A profile does not have all that a start reads where its pack is so much less than what
+// our arms fetched: it ends with its recording, or at its bounds.
+const packShare, packSlack = 1.5, 4e6
+
 // needed are the bytes that a start needs: the least of what our arms had fetched when
 // the program was ready, by their medians, and of the image's profile, which has what
 // was read until some seconds later.
 func (v *view) needed(image, network string) float64 {
 	least := math.NaN()
-	if i := slices.IndexFunc(v.Images, func(i Image) bool { return i.Name == image }); i >= 0 && v.Images[i].Pack > 0 {
-		least = float64(v.Images[i].Pack)
-	}
 	for _, a := range v.arms() {
 		if a.kind != ours {
 			continue
@@ -152,6 +153,11 @@ func (v *view) needed(image, network string) float64 {
 		b := v.median(image, a.name, network, func(r Run) float64 { return float64(r.Traffic.All().Bytes) })
 		if !math.IsNaN(b) && !(b > least) {
 			least = b
+		}
+	}
+	if i := slices.IndexFunc(v.Images, func(i Image) bool { return i.Name == image }); i >= 0 && v.Images[i].Pack > 0 {
+		if pack := float64(v.Images[i].Pack); pack < least && least <= packShare*pack+packSlack {
+			least = pack
 		}
 	}
 	return least
