@@ -59,6 +59,12 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	} else {
+		lock, err := lockState(b.dir)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = lock.Close() }() // which unlocks it
 	}
 	if b.dir, err = filepath.Abs(b.dir); err != nil {
 		return nil, err
@@ -87,6 +93,26 @@ func measure(ctx context.Context, progress io.Writer, o options, p plan) (r *Res
 	}
 	b.results.Took = time.Since(b.results.Began).Seconds()
 	return b.results, err
+}
+
+// lockState keeps other benches out of a directory that is kept: their nodes would have the
+// names of ours. The lock ends with the file, and with the process.
+func lockState(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("--state: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--state: %w", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = errors.New("another bench is using it: wait for its end, or name another directory")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("--state %s: %w", dir, err), f.Close())
+	}
+	return f, nil
 }
 
 // sweep removes what benchmarks left that were killed.
