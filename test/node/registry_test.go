@@ -13,13 +13,34 @@ import (
 	"github.com/apparate/apparate/test/tools"
 )
 
-// TestRegistryDirect: blobs that come straight from their files are the same answers, and
-// only of the repository that has them.
-func TestRegistryDirect(t *testing.T) {
+// registryProgram is built where it is not there.
+func registryProgram(t *testing.T) string {
+	t.Helper()
 	paths, err := tools.Ensure(t.Context(), t.Output(), tools.Registry)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return paths[tools.Registry]
+}
+
+// startRegistry starts a registry that ends with the test.
+func startRegistry(t *testing.T, args ...string) *Registry {
+	t.Helper()
+	r, err := StartRegistry(t.Context(), registryProgram(t), t.TempDir(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// TestRegistryDirect: blobs that come straight from their files are the same answers, and
+// only of the repository that has them.
+func TestRegistryDirect(t *testing.T) {
 	img, err := random.Image(1000, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -31,15 +52,7 @@ func TestRegistryDirect(t *testing.T) {
 	blob := m.Layers[0]
 	answers := map[string][]string{}
 	for _, args := range [][]string{nil, {"--direct"}} {
-		r, err := StartRegistry(t.Context(), paths[tools.Registry], t.TempDir(), args...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := r.Close(); err != nil {
-				t.Error(err)
-			}
-		})
+		r := startRegistry(t, args...)
 		ref, err := name.ParseReference(r.Addr + "/some/app:1")
 		if err != nil {
 			t.Fatal(err)
@@ -86,7 +99,7 @@ func TestRegistryDirect(t *testing.T) {
 			t.Errorf("%s: %.80q, straight from the file %.80q", key, a[0], a[1])
 		}
 	}
-	if _, err := StartRegistry(t.Context(), paths[tools.Registry], t.TempDir(), "--direct", "--token", "realm=x"); err == nil {
+	if _, err := StartRegistry(t.Context(), registryProgram(t), t.TempDir(), "--direct", "--token", "realm=x"); err == nil {
 		t.Error("--direct with --token began")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Warm reads what belongs to an image, "repository:tag", off the registry's disk: its
@@ -82,17 +83,12 @@ type warming struct {
 	seen  map[digest.Digest]bool
 }
 
-// pointer is what a manifest says of a blob.
-type pointer struct {
-	Digest digest.Digest `json:"digest"`
-}
-
-// manifest is what manifests and indexes have of the blobs that belong to them.
+// manifest is what either an image's manifest or an index names; the other's lists are empty.
 type manifest struct {
-	Config    *pointer  `json:"config"`
-	Layers    []pointer `json:"layers"`
-	Manifests []pointer `json:"manifests"`
-	Subject   *pointer  `json:"subject"`
+	Config    *ocispec.Descriptor  `json:"config"`
+	Layers    []ocispec.Descriptor `json:"layers"`
+	Manifests []ocispec.Descriptor `json:"manifests"`
+	Subject   *ocispec.Descriptor  `json:"subject"`
 }
 
 func (w *warming) path(d digest.Digest) string {

@@ -16,25 +16,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
-
-	"github.com/apparate/apparate/test/tools"
 )
 
 // TestWarm: all of an image and what refers to it is in memory, and no other image is.
 func TestWarm(t *testing.T) {
-	paths, err := tools.Ensure(t.Context(), t.Output(), tools.Registry)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := StartRegistry(t.Context(), paths[tools.Registry], t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	r := startRegistry(t)
 	image := func() v1.Image {
 		img, err := random.Image(100_000, 3)
 		if err != nil {
