@@ -40,6 +40,9 @@ func (r *Registry) Warm(image string) error {
 	}
 	for _, dir := range revisions {
 		d, err := readLink(dir)
+		if os.IsNotExist(err) {
+			continue // deleted
+		}
 		if err != nil {
 			return err
 		}

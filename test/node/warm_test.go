@@ -70,6 +70,21 @@ func TestWarm(t *testing.T) {
 	if in != 12 || len(files) != 16 {
 		t.Errorf("%d of %d blobs are in memory, want 12 of 16", in, len(files))
 	}
+	// A manifest that was deleted, as profiles are that others replace, leaves its directory.
+	d, err := other.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(r.Addr + "/some/app@" + d.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Delete(ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Warm("some/app:wanted"); err != nil {
+		t.Errorf("with a deleted manifest beside it: %v", err)
+	}
 	for _, bad := range []string{"some/app", "some/app:no", "no:wanted"} {
 		if err := r.Warm(bad); err == nil {
 			t.Errorf("%s: no error", bad)
