@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // errNotServed means that a daemon does not know what it was asked for.
@@ -40,6 +42,24 @@ func ask(ctx context.Context, socket, path string) (body []byte, err error) {
 		return nil, fmt.Errorf("%s: %s", path, a.Status)
 	}
 	return io.ReadAll(io.LimitReader(a.Body, most))
+}
+
+// serves waits until a daemon has its socket, which its holder's answering does not say, and
+// says whether it knows a path.
+func serves(ctx context.Context, socket, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		_, err := ask(ctx, socket, path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // counters reads the snapshotter's own metrics from Prometheus's text format; those

@@ -161,7 +161,7 @@ func (b *bench) recordAndPush(ctx context.Context, s *subject, ref string) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	if _, err := ask(ctx, h.node.StatusSocket(), "/samples"); err != nil {
+	if err := serves(ctx, h.node.StatusSocket(), "/samples"); err != nil {
 		return err
 	}
 	if err := h.node.Pull(ctx, ref, h.snapshotter); err != nil {
