@@ -292,8 +292,9 @@ func (b *Blob) mark(i int, set bool) error {
 }
 
 // punch gives back the disk behind a chunk, but for one of a sealed layer: its other
-// readers find there what they found, and it is written again as it was. Blocks shared with a neighbour stay
-// allocated. Where the file system cannot punch, only whole layers free disk.
+// readers find there what they found, and it is written again as it was. Blocks shared
+// with a neighbour stay allocated. Where the file system cannot punch, only whole layers
+// free disk.
 func (b *Blob) punch(i int) {
 	if b.sealed.Load() {
 		return

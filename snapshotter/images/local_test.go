@@ -36,6 +36,12 @@ func read(t *testing.T, m *Manager, l source.Layer) string {
 	if _, err := m.ReadAt(t.Context(), key.Node(), make([]byte, size), 0); err != nil {
 		t.Fatal(err)
 	}
+	// A read returns before what it brought is in the cache.
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, _, missing := m.readers([]Key{key})[0].Missing(0, 1); !missing {
+			break
+		}
+	}
 	return string(key)
 }
 

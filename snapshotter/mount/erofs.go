@@ -228,9 +228,6 @@ func (e *EROFS) Check(dir string) error {
 	return nil
 }
 
-// Lower is the function Lower.
-func (e *EROFS) Lower(dir string) (bool, error) { return Lower(dir) }
-
 // Unmount takes the mount at dir away. Who still uses it, overlay mounts included,
 // goes on; the last user frees it. That nothing is mounted there is no error.
 //

@@ -29,7 +29,7 @@ func Mounted(dir string) (bool, error) {
 
 // Lower reports whether an overlay of this mount namespace has dir among its lower
 // directories. It reads the mount table and does not touch dir.
-func Lower(dir string) (bool, error) {
+func (e *EROFS) Lower(dir string) (bool, error) {
 	m, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
 	if err != nil {
 		return false, fmt.Errorf("read the mount table: %w", err)
